@@ -1,0 +1,3 @@
+package natt
+
+func listen(c ListenConfig) (PacketConn, error) { return listenGeneric(c, nil) }

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package natt
+
+func listen(c ListenConfig) (PacketConn, error) { return listenGeneric(c, nil) }

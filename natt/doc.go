@@ -1,0 +1,2 @@
+// Package natt reaches a peer on the underlay: sockets, candidate addresses, and the choice of a path.
+package natt
