@@ -1,0 +1,228 @@
+// Package apitest holds an agent made of fixed answers, for tests of the local
+// interface and of the programs that use it. It opens no tunnel and keeps no
+// state but the list of what it was asked.
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pilotnet/pilot/overlay"
+)
+
+// An Agent answers as alice, who trusts bob and has a request of carol waiting.
+// Fields may be changed before it is served.
+type Agent struct {
+	Me       overlay.Status
+	Sent     []overlay.Request
+	Answers  map[string]error // by method name in lower case: that call fails so
+	Granted  bool             // Wait returns at once
+	DirectAt int              // from this ping on the path is direct
+
+	mu    sync.Mutex
+	calls []string
+}
+
+// The identities that appear in the answers.
+const (
+	AliceFingerprint = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
+	BobFingerprint   = "bbbbbbbbbbbbbbbbbbbbbbbbba"
+	CarolFingerprint = "ccccccccccccccccccccccccca"
+)
+
+// Start is when the agent says that it began.
+func Start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
+
+// New returns an agent that is registered with one server.
+func New() *Agent {
+	start := Start()
+	expires, seen := start.Add(30*24*time.Hour), start.Add(time.Minute)
+	carol := overlay.Request{
+		Fingerprint: CarolFingerprint, Address: "0:0000.0000.0300", Name: "carol",
+		Ports: "80,8080/tcp", Offer: "7", Reason: "weekly report; see \"plan\"", Direction: "in",
+		Untrusted: []string{"name", "reason"}, Received: start.Add(2 * time.Minute), Expires: &expires,
+	}
+	return &Agent{
+		Me: overlay.Status{
+			ID: overlay.ID{
+				Name: "alice", Address: "0:0000.0000.0100", ULA: "fd50:494c:4f54::100",
+				Fingerprint: AliceFingerprint, Claimed: true,
+				Contact: "0:0000.0000.0100#" + AliceFingerprint + "@rdv.example",
+			},
+			Version: "test", Started: start, State: "ready",
+			Requests: []overlay.Request{carol},
+			Servers: []overlay.ServerStatus{{
+				Server: "rdv.example#" + strings.Repeat("a", 52), State: "registered",
+				Observed: "198.51.100.7:40001", RTTMillis: 12.5, Claimed: true,
+			}},
+			Device: overlay.DeviceStatus{Name: "pilot0", MTU: 1408, Offload: "tso", DNS: "hosts"},
+			Socket: overlay.SocketStatus{Port: 40001, Offload: "gso gro"},
+			Peers: []overlay.Peer{{
+				Name: "bob", Address: "0:0000.0000.0200", ULA: "fd50:494c:4f54::200", Fingerprint: BobFingerprint,
+				Trust: "active", In: "7", Out: "80,8080/tcp", Expires: &expires,
+				Path: "relay", Endpoint: "203.0.113.9:3478", RTTMillis: 41.3, Budget: 1200,
+				RxBytes: 123_456_789, TxBytes: 2048, LastSeen: &seen, WhyNot: "both NATs map per destination",
+			}},
+			Drops: map[string]uint64{"unknown_tag": 3},
+		},
+		Sent: []overlay.Request{{
+			Fingerprint: BobFingerprint, Address: "0:0000.0000.0200", Name: "bob", Ports: "8080", Offer: "7",
+			Reason: "weekly report", Direction: "out", Received: start,
+		}},
+		Answers: map[string]error{},
+	}
+}
+
+// Calls lists what was asked so far, one line a call.
+func (a *Agent) Calls() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]string(nil), a.calls...)
+}
+
+func (a *Agent) asked(method, format string, args ...any) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = append(a.calls, strings.TrimSpace(method+" "+fmt.Sprintf(format, args...)))
+	return a.Answers[method]
+}
+
+// find returns the peer or the waiting request that is meant.
+func (a *Agent) find(who string) (overlay.TrustResult, error) {
+	for _, p := range a.Me.Peers {
+		if who == p.Name || who == p.Address || who == p.ULA || who == p.Fingerprint {
+			return overlay.TrustResult{State: "granted", Name: p.Name, Fingerprint: p.Fingerprint, Address: p.Address, ULA: p.ULA, Ports: p.Out}, nil
+		}
+	}
+	for _, r := range a.Me.Requests {
+		if who == r.Name || who == r.Fingerprint || who == r.Address {
+			return overlay.TrustResult{State: "granted", Name: r.Name, Fingerprint: r.Fingerprint, Address: r.Address, ULA: "fd50:494c:4f54::300", Ports: r.Ports}, nil
+		}
+	}
+	return overlay.TrustResult{}, overlay.Errorf(overlay.CodeNotFound, "no peer or request is called %q", who).
+		WithHint("pilotctl peers; pilotctl trust pending")
+}
+
+// ID implements api.Agent.
+func (a *Agent) ID() overlay.ID { return a.Me.ID }
+
+// Status implements api.Agent.
+func (a *Agent) Status() overlay.Status { return a.Me }
+
+// Peers implements api.Agent.
+func (a *Agent) Peers() []overlay.Peer { return a.Me.Peers }
+
+// Pending implements api.Agent.
+func (a *Agent) Pending() []overlay.Request { return a.Me.Requests }
+
+// Outgoing implements api.Agent.
+func (a *Agent) Outgoing() []overlay.Request { return a.Sent }
+
+// Request implements api.Agent.
+func (a *Agent) Request(_ context.Context, o overlay.RequestOptions) (overlay.TrustResult, error) {
+	err := a.asked("request", "%s reason=%q as=%q ports=%q offer=%q ttl=%v", o.Contact, o.Reason, o.As, o.Ports, o.Offer, o.TTL)
+	r := overlay.TrustResult{State: "pending", Name: "bob", Fingerprint: BobFingerprint, Address: "0:0000.0000.0200", ULA: "fd50:494c:4f54::200", Ports: "8080"}
+	if o.Offer == "all" {
+		r.Listening = []string{"tcp [::]:22 sshd", "tcp [::]:8080 python3"}
+	}
+	return r, err
+}
+
+// Wait implements api.Agent.
+func (a *Agent) Wait(ctx context.Context, fingerprint string) (overlay.TrustResult, error) {
+	if err := a.asked("wait", "%s", fingerprint); err != nil {
+		return overlay.TrustResult{}, err
+	}
+	if !a.Granted {
+		<-ctx.Done()
+		return overlay.TrustResult{}, ctx.Err()
+	}
+	return a.find(fingerprint)
+}
+
+// Accept implements api.Agent.
+func (a *Agent) Accept(_ context.Context, token, as, offer string) (overlay.TrustResult, error) {
+	if err := a.asked("accept", "%s as=%q offer=%q", token, as, offer); err != nil {
+		return overlay.TrustResult{}, err
+	}
+	r, err := a.find("bob")
+	r.State = "pending"
+	return r, err
+}
+
+// Revoke implements api.Agent.
+func (a *Agent) Revoke(_ context.Context, peer string) error { return a.onPeer("revoke", peer) }
+
+// Reject implements api.Agent.
+func (a *Agent) Reject(_ context.Context, peer string) error { return a.onPeer("reject", peer) }
+
+// Block implements api.Agent.
+func (a *Agent) Block(_ context.Context, peer string) error { return a.onPeer("block", peer) }
+
+func (a *Agent) onPeer(method, peer string) error {
+	if err := a.asked(method, "%s", peer); err != nil {
+		return err
+	}
+	_, err := a.find(peer)
+	return err
+}
+
+// Approve implements api.Agent.
+func (a *Agent) Approve(_ context.Context, o overlay.ApproveOptions) (overlay.TrustResult, error) {
+	ports, ttl := "as asked", "as asked"
+	if o.Ports != nil {
+		ports = *o.Ports
+	}
+	if o.TTL != nil {
+		ttl = o.TTL.String()
+	}
+	if err := a.asked("approve", "%s as=%q ports=%s ttl=%s", o.Peer, o.As, ports, ttl); err != nil {
+		return overlay.TrustResult{}, err
+	}
+	r, err := a.find(o.Peer)
+	if o.As != "" {
+		r.Name = o.As
+	}
+	if o.Ports != nil {
+		r.Ports = *o.Ports
+	}
+	if r.Ports == "all" {
+		r.Listening = []string{"tcp [::]:22 sshd", "tcp [::]:8080 python3"}
+	}
+	return r, err
+}
+
+// Invite implements api.Agent.
+func (a *Agent) Invite(_ context.Context, o overlay.InviteOptions) (string, error) {
+	return "pilot-invite1.abcdefgh", a.asked("invite", "ports=%q ttl=%v for=%q name=%q", o.Ports, o.TTL, o.For, o.Name)
+}
+
+// Ping implements api.Agent.
+func (a *Agent) Ping(_ context.Context, peer string, seq int) (overlay.Pong, error) {
+	if err := a.asked("ping", "%s %d", peer, seq); err != nil {
+		return overlay.Pong{}, err
+	}
+	if _, err := a.find(peer); err != nil {
+		return overlay.Pong{}, err
+	}
+	if a.DirectAt > 0 && seq >= a.DirectAt {
+		return overlay.Pong{Seq: seq, RTTMillis: 8.25, Path: "direct", Endpoint: "203.0.113.77:41641"}, nil
+	}
+	return overlay.Pong{Seq: seq, RTTMillis: 41.3, Path: "relay", Endpoint: "203.0.113.9:3478"}, nil
+}
+
+// Whois implements api.Agent.
+func (a *Agent) Whois(addr string) (overlay.Whois, error) {
+	if err := a.asked("whois", "%s", addr); err != nil {
+		return overlay.Whois{}, err
+	}
+	for _, p := range a.Me.Peers {
+		if strings.Contains(addr, p.ULA) {
+			return overlay.Whois{Name: p.Name, Address: p.Address, ULA: p.ULA, Fingerprint: p.Fingerprint, In: p.In, Out: p.Out, Expires: p.Expires}, nil
+		}
+	}
+	return overlay.Whois{}, overlay.Errorf(overlay.CodeNotFound, "%s is no peer of this agent", addr)
+}
