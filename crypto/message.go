@@ -1,0 +1,99 @@
+package crypto
+
+import "encoding/binary"
+
+// MessageType is the first byte of a tunnel message. The values lie in the
+// range 4-15 that RFC 7983 and RFC 9443 leave unassigned, so that STUN can
+// share the socket.
+type MessageType uint8
+
+// The tunnel messages.
+const (
+	TypeInit MessageType = 4
+	TypeResp MessageType = 5
+	TypeData MessageType = 6
+)
+
+// Sizes in bytes.
+const (
+	InitSize   = 104
+	RespSize   = 100
+	HeaderSize = 16                   // of DATA
+	TagSize    = 16                   // GCM tag, and mac1
+	Overhead   = HeaderSize + TagSize // what DATA adds to its plaintext
+	MaxFrame   = 2048                 // longest DATA frame: keeps GCM far inside its bound
+)
+
+const (
+	tunnelVersion = 1
+	initHeader    = 16 // type, version, zero 2, sender 4, tag 8
+	respHeader    = 12 // type, version, zero 2, sender 4, receiver 4
+	initMAC       = InitSize - TagSize
+	respMAC       = RespSize - TagSize
+	payloadSize   = 24 // of INIT and RESP
+
+	flagPartial = 1
+)
+
+// InitHeader returns the clear fields of an INIT; ok is false if b is not
+// shaped like one. Nothing is authenticated yet.
+func InitHeader(b []byte) (sender uint32, tag uint64, ok bool) {
+	if len(b) != InitSize || !hasPreamble(b, TypeInit) {
+		return 0, 0, false
+	}
+	return binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:]), true
+}
+
+// InitMAC returns mac1 of a message of InitSize bytes: the key under which a
+// receiver remembers the INITs that it has seen. A shorter b gives zero.
+func InitMAC(b []byte) (mac [16]byte) {
+	if len(b) == InitSize {
+		copy(mac[:], b[initMAC:])
+	}
+	return mac
+}
+
+// RespHeader returns the clear fields of a RESP; ok is false if b is not
+// shaped like one. Nothing is authenticated yet.
+func RespHeader(b []byte) (sender, receiver uint32, ok bool) {
+	if len(b) != RespSize || !hasPreamble(b, TypeResp) {
+		return 0, 0, false
+	}
+	return binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:]), true
+}
+
+// hasPreamble checks type, version and the two zero bytes.
+func hasPreamble(b []byte, t MessageType) bool {
+	return b[0] == byte(t) && b[1] == tunnelVersion && b[2] == 0 && b[3] == 0
+}
+
+// DataIndex returns the receiver index of a DATA frame, which selects the
+// session; ok is false if b is not shaped like one.
+func DataIndex(b []byte) (receiver uint32, ok bool) {
+	if len(b) < Overhead || len(b) > MaxFrame || b[0] != byte(TypeData) ||
+		b[1]&^flagPartial != 0 || b[2] != 0 || b[3] != 0 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(b[4:]), true
+}
+
+func putInitHeader(b []byte, sender uint32, tag uint64) {
+	b[0], b[1], b[2], b[3] = byte(TypeInit), tunnelVersion, 0, 0
+	binary.BigEndian.PutUint32(b[4:], sender)
+	binary.BigEndian.PutUint64(b[8:], tag)
+}
+
+func putRespHeader(b []byte, sender, receiver uint32) {
+	b[0], b[1], b[2], b[3] = byte(TypeResp), tunnelVersion, 0, 0
+	binary.BigEndian.PutUint32(b[4:], sender)
+	binary.BigEndian.PutUint32(b[8:], receiver)
+}
+
+func putDataHeader(b []byte, receiver uint32, counter uint64, partial bool) {
+	b[0], b[1], b[2], b[3] = byte(TypeData), 0, 0, 0
+	if partial {
+		b[1] = flagPartial
+	}
+	binary.BigEndian.PutUint32(b[4:], receiver)
+	binary.BigEndian.PutUint64(b[8:], counter)
+}
