@@ -1,0 +1,2 @@
+// Package tun is the virtual network interface.
+package tun

@@ -1,0 +1,13 @@
+//go:build !darwin
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+)
+
+func open(Config) (Device, error) {
+	return nil, fmt.Errorf("tun: %s: %w", runtime.GOOS, errors.ErrUnsupported)
+}
