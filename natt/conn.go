@@ -12,7 +12,7 @@ type Message struct {
 	// A reader that hands in less than MaxRun bytes may lose what does not fit.
 	Buf []byte
 	// N is the number of bytes received. ReadBatch sets it, WriteBatch ignores it.
-	// A run that did not fit Buf is dropped and leaves N at 0.
+	// A run that did not fit Buf is lost: N is 0, or where the system does not tell, Buf is full.
 	N int
 	// Segment is the size of each datagram of the run. 0 says that there is one datagram only.
 	Segment int
