@@ -84,10 +84,29 @@ var errCardLength = errors.New("crypto: card: wrong length")
 // and the signature by the card's own key. Each card has one encoding. What
 // it cannot check is that the counter fits the key: that takes Argon2id.
 func ParseCard(b []byte) (Card, error) {
-	if len(b) < cardFixed+SignatureSize || len(b) > MaxCardSize {
+	if len(b) > MaxCardSize || len(b) < SignatureSize {
 		return Card{}, errCardLength
 	}
 	body, sig := b[:len(b)-SignatureSize], b[len(b)-SignatureSize:]
+	c, err := decodeCard(body)
+	if err != nil {
+		return Card{}, err
+	}
+	if !c.Key.Verify(cardContext, body, sig) {
+		return Card{}, fmt.Errorf("crypto: card: signature: %w", ErrAuth)
+	}
+	if err := c.check(); err != nil {
+		return Card{}, err
+	}
+	return c, nil
+}
+
+// decodeCard reads the fields of a body of exact length. The values are not
+// checked yet.
+func decodeCard(body []byte) (Card, error) {
+	if len(body) < cardFixed {
+		return Card{}, errCardLength
+	}
 	if body[0] != cardVersion || body[2] != 0 || body[3] != 0 {
 		return Card{}, fmt.Errorf("crypto: card: unknown version %x", body[:4])
 	}
@@ -113,13 +132,6 @@ func ParseCard(b []byte) (Card, error) {
 	}
 	if len(rest) != 0 {
 		return Card{}, errCardLength
-	}
-	// The signature before the rest: it is the cheapest refusal of noise.
-	if !c.Key.Verify(cardContext, body, sig) {
-		return Card{}, fmt.Errorf("crypto: card: signature: %w", ErrAuth)
-	}
-	if err := c.check(); err != nil {
-		return Card{}, err
 	}
 	return c, nil
 }

@@ -1,6 +1,11 @@
 package crypto
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+)
 
 // MessageType is the first byte of a tunnel message. The values lie in the
 // range 4-15 that RFC 7983 and RFC 9443 leave unassigned, so that STUN can
@@ -96,4 +101,69 @@ func putDataHeader(b []byte, receiver uint32, counter uint64, partial bool) {
 	}
 	binary.BigEndian.PutUint32(b[4:], receiver)
 	binary.BigEndian.PutUint64(b[8:], counter)
+}
+
+// InitPayload is what an initiator tells in INIT: 24 bytes, encrypted.
+type InitPayload struct {
+	Millis   uint64 // unix time in ms, 48 bits: orders the INITs of one pair
+	Features uint16
+	Instance uint64 // random at every start of the daemon: two of one key are noticed
+	Head     uint64 // the sender's trust head; reserved
+}
+
+func (p InitPayload) encode() (b [payloadSize]byte, err error) {
+	if p.Millis >= 1<<48 {
+		return b, errors.New("crypto: tunnel: time does not fit 48 bits")
+	}
+	binary.BigEndian.PutUint64(b[:], p.Millis<<16|uint64(p.Features))
+	binary.BigEndian.PutUint64(b[8:], p.Instance)
+	binary.BigEndian.PutUint64(b[16:], p.Head)
+	return b, nil
+}
+
+func parseInitPayload(b [payloadSize]byte) InitPayload {
+	first := binary.BigEndian.Uint64(b[:])
+	return InitPayload{
+		Millis:   first >> 16,
+		Features: uint16(first),
+		Instance: binary.BigEndian.Uint64(b[8:]),
+		Head:     binary.BigEndian.Uint64(b[16:]),
+	}
+}
+
+// RespPayload is what a responder tells in RESP: 24 bytes, encrypted.
+type RespPayload struct {
+	Features uint32
+	Observed netip.AddrPort // where INIT came from; zero when it came by relay
+}
+
+func (p RespPayload) encode() (b [payloadSize]byte, err error) {
+	binary.BigEndian.PutUint32(b[:], p.Features)
+	if p.Observed == (netip.AddrPort{}) {
+		return b, nil
+	}
+	addr := p.Observed.Addr()
+	if !addr.IsValid() || addr.Unmap().IsUnspecified() || p.Observed.Port() == 0 {
+		return b, fmt.Errorf("crypto: tunnel: observed source %s is no source", p.Observed)
+	}
+	ip := addr.As16()
+	copy(b[4:], ip[:])
+	binary.BigEndian.PutUint16(b[20:], p.Observed.Port())
+	return b, nil
+}
+
+func parseRespPayload(b [payloadSize]byte) (RespPayload, error) {
+	p := RespPayload{Features: binary.BigEndian.Uint32(b[:])}
+	addr, port := netip.AddrFrom16([16]byte(b[4:20])).Unmap(), binary.BigEndian.Uint16(b[20:])
+	if b[22] != 0 || b[23] != 0 {
+		return RespPayload{}, ErrAuth
+	}
+	if [18]byte(b[4:22]) == [18]byte{} {
+		return p, nil
+	}
+	if addr.IsUnspecified() || port == 0 {
+		return RespPayload{}, ErrAuth
+	}
+	p.Observed = netip.AddrPortFrom(addr, port)
+	return p, nil
 }

@@ -18,7 +18,8 @@ type replayWindow struct {
 }
 
 // take records counter and reports whether it was new. Only call it for a
-// message that has been authenticated.
+// message that has been authenticated, and with counters below 2^64-1 (the
+// callers refuse far smaller ones).
 func (w *replayWindow) take(counter uint64) bool {
 	block := counter / blockBits
 	if counter >= w.next {
