@@ -1,0 +1,427 @@
+package natt
+
+// The Agent: how one peer is reached.
+//
+// An Agent is the part of a peer's state that knows paths. It is a pure machine: it has no goroutine, no clock and no
+// socket, and never sees a packet. Its owner (one goroutine) tells it what happened and when; the agent answers, from
+// Advance, with what to do now, and from Next with when it wants to be asked again. After every call of any method the
+// owner calls Advance and looks at Next.
+//
+// # Paths
+//
+// A path is an address (direct) or a channel through a relay. The session is one for all paths and so is its replay
+// window; a packet may travel on two paths at once and is delivered once. The agent uses a path for sending only after
+// a handshake ran over it (Connected) or after it answered a challenge of ours: 8 random bytes sent over this path and
+// returned over this path. What the peer claims about an address is never enough.
+//
+//	            Connected / own challenge answered
+//	  known ------------------------------------------> validated ---> in use
+//	    ^                                                    |            |
+//	    +----------------------------------------------------+------------+
+//	            three challenges in a row without an answer
+//
+// A relay's path is never better than a direct one. Among paths of one class the smoothed round trip of the challenges
+// decides; a new one must be better by 10 % and by 3 ms.
+//
+// # From relay to direct
+//
+// When the first path is connected, ActCandidates sends our addresses to the peer, inside the session. Whoever receives
+// a list answers with its own (unless it has done so) and challenges every address of it at 0, 20, 60, 140 and 300 ms.
+// Both sides therefore send at nearly the same time and each opens its own NAT for the other. A challenge from an
+// address that we did not know (the peer behind a NAT that picks ports) is answered there and challenged in turn. When
+// a direct path has answered, ActUse names it together with the old one, for one round trip (20 ms to 500 ms), and
+// then alone: nothing is lost, and reordering lasts no longer than the round trips differ.
+//
+// While traffic has to take the relay, the exchange is repeated 1, 5 and 30 s later and then every 60 s.
+//
+// # Limits
+//
+// No address is sent more than 40 challenges in 10 minutes unless it answers, and no more than 640 such challenges
+// leave for all addresses of a peer. Lists are cut at 16; at most 32 addresses are remembered, and one that has used up
+// challenges is remembered until these are forgotten, so that naming it again does not buy new ones. Loopback,
+// link-local, multicast, broadcast and unspecified addresses, those of the overlay itself and private ones that are on
+// none of our links are never challenged on a peer's word.
+//
+// # Failure
+//
+// Traffic, not a timer, finds a dead path. If we sent and heard nothing over the path in use for half of
+// max(3 RTT, 250 ms) it is challenged; without an answer at the end of this time a relay gets a copy of everything
+// (Also) while two more challenges are sent; if these are lost too the path is dropped and the probing starts again.
+// A path that dies repeatedly is taken back only after a growing pause. If the peer starts to send over another path
+// than ours, ours is challenged at once: this finds a cut in one direction.
+//
+// # Cost
+//
+// While user data flows, the path in use is challenged every 5 s and the other good ones every 20 s. After the data
+// ends a direct path is kept open with one challenge in 20 s, for 3 minutes; then the peer costs nothing. What is sent
+// first after such a silence goes on the direct path and on a relay, until the direct path has answered again.
+//
+// # Budget
+//
+// The budget of a path is the size of the largest outer IP packet that is known to pass. 1200 bytes are taken for
+// granted; for the path in use challenges padded to 1372, 1452 and 1500 bytes find out more. Every 5 s under traffic,
+// and whenever the path is in doubt, one challenge of full size goes with the small one: if the small one is answered
+// and the big one is not within two round trips, the budget is 1200 again and is searched anew.
+//
+// Sources: RFC 8445 (candidates, triggered checks, peer-reflexive addresses), RFC 9000 section 8.2 (path validation),
+// RFC 8899 (packetization layer path MTU discovery), RFC 6298 (round trip estimate).
+
+import (
+	"crypto/rand"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// ActionKind says what an Action asks for.
+type ActionKind uint8
+
+const (
+	// ActChallenge: send a path challenge with Token over Path, in a frame whose outer IP packet has Size bytes
+	// (0: as small as it is).
+	ActChallenge ActionKind = iota + 1
+	// ActResponse: return Token over Path, in a small frame.
+	ActResponse
+	// ActCandidates: send Candidates to the peer in the session, the way data goes.
+	ActCandidates
+	// ActUse: from now on data goes over Path, and a copy over Also unless it is zero; no frame larger than Budget.
+	ActUse
+	// ActPunch: send a packet to Path that opens our NAT but does not arrive. Reserved; not asked for yet.
+	ActPunch
+	// ActLost: no path answers any more. Path stays in use until the next ActUse, but the owner should try to reach
+	// the peer anew, with a handshake wherever the peer may be.
+	ActLost
+)
+
+// An Action is something that the owner of an Agent has to do now.
+type Action struct {
+	Kind       ActionKind
+	Path       Path
+	Also       Path        // ActUse
+	Token      Token       // ActChallenge, ActResponse
+	Size       int         // ActChallenge
+	Candidates []Candidate // ActCandidates; not to be changed
+	Budget     int         // ActUse
+}
+
+// AgentConfig configures an Agent. The zero value is usable.
+type AgentConfig struct {
+	// Controlling is set on one of the two sides (that of the lower key). Repeated attempts start there.
+	Controlling bool
+	// Rand makes tokens; crypto/rand if nil.
+	Rand io.Reader
+	// Exclude is the overlay's own prefix, into which nothing is sent; fd50:494c:4f54::/48 if zero.
+	Exclude netip.Prefix
+	// Loopback lets paths over loopback addresses exist where the peer itself was heard from there; for tests.
+	Loopback bool
+}
+
+const (
+	maxDirect    = 2 * MaxCandidates // direct routes remembered
+	maxRelays    = 4                 // relay routes remembered
+	maxResponses = 32                // answers between two calls of Advance
+	maxActions   = 256               // other actions between two calls
+
+	flowFor   = 5 * time.Second  // user data flows for so long after the last packet
+	activeFor = 3 * time.Minute  // a peer is active for so long after the last packet
+	freshFor  = 45 * time.Second // an answer speaks for a path that is not in use for so long
+	staleFor  = 25 * time.Second // the path in use is not trusted alone if it was silent for so long
+)
+
+var overlayPrefix = netip.MustParsePrefix("fd50:494c:4f54::/48")
+
+// An Agent decides how one peer is reached. It is not safe for concurrent use. Time must not go backwards; if it does,
+// the agent stands still.
+type Agent struct {
+	cfg AgentConfig
+	now time.Time // of the last call
+	due bool      // something happened; Advance has work at once
+
+	connected bool
+	links     []netip.Prefix
+	local     []Candidate
+	remote    []Candidate // the peer's last list, before any filter
+	routes    []*route
+	responses []Action
+	actions   []Action // asked for since the last Advance
+	returned  []Action // by the last Advance; its memory is used again
+
+	use     usage
+	watch   watch
+	rounds  rounds
+	inbound *route    // over which the peer's data came last
+	traffic time.Time // last user data in either direction
+}
+
+// NewAgent returns an agent that knows no path.
+func NewAgent(cfg AgentConfig) *Agent {
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	if !cfg.Exclude.IsValid() {
+		cfg.Exclude = overlayPrefix
+	}
+	return &Agent{cfg: cfg}
+}
+
+// at moves the agent's time. Whatever follows is worth a call of Advance.
+func (a *Agent) at(now time.Time) {
+	if now.After(a.now) {
+		a.now = now
+	}
+	a.due = true
+}
+
+// SetLocal tells the agent our own addresses. A changed list is sent to the peer.
+func (a *Agent) SetLocal(now time.Time, c []Candidate) {
+	a.at(now)
+	c = c[:min(len(c), MaxCandidates)]
+	if slices.Equal(c, a.local) {
+		return
+	}
+	a.local = slices.Clone(c)
+	a.rounds.told = false
+	if a.connected {
+		a.rounds.start = true
+	}
+}
+
+// Links tells the agent the addresses of our interfaces with the length of their networks, as Interfaces returns them.
+// A peer's private address is tried only if it is on one of these networks.
+func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
+	a.at(now)
+	if slices.Equal(ifaces, a.links) {
+		return
+	}
+	a.links = slices.Clone(ifaces)
+	a.list()
+}
+
+// SetRemote tells the agent that the peer's list of addresses arrived in the session.
+func (a *Agent) SetRemote(now time.Time, c []Candidate) {
+	a.at(now)
+	a.remote = slices.Clone(c[:min(len(c), MaxCandidates)])
+	fresh := a.list()
+	if !a.connected {
+		return
+	}
+	a.rounds.heardPeer = true
+	switch {
+	case !a.direct():
+		a.burst(func(r *route) bool { return r.listed || a.recent(r) })
+		a.rounds.count(a)
+	case len(fresh) > 0:
+		a.burst(func(r *route) bool { return slices.Contains(fresh, r) })
+	}
+	if !a.rounds.told {
+		a.tell()
+	}
+}
+
+// list brings the routes in line with the peer's list and our links. It returns those that were not listed before.
+func (a *Agent) list() (fresh []*route) {
+	usable := UsableCandidates(a.remote, a.links, a.cfg.Exclude)
+	for _, r := range a.routes {
+		listed := !r.path.Relayed() && slices.ContainsFunc(usable, func(c Candidate) bool { return c.Addr == r.path.Remote })
+		if listed && !r.listed {
+			fresh = append(fresh, r)
+		}
+		r.listed = listed
+	}
+	for _, c := range usable {
+		if r := a.find(Path{Remote: c.Addr}); r == nil {
+			if r = a.add(Path{Remote: c.Addr}); r != nil {
+				r.listed = true
+				fresh = append(fresh, r)
+			}
+		}
+	}
+	return fresh
+}
+
+// Connected tells the agent that a handshake ran over a path: the peer is there.
+func (a *Agent) Connected(now time.Time, p Path) {
+	a.at(now)
+	r := a.reached(p)
+	if r == nil {
+		return
+	}
+	first := !a.connected
+	a.connected = true
+	a.traffic = a.now // somebody wanted this session
+	r.validate(a.now)
+	a.inbound = r
+	if !r.rtt.known() {
+		a.challenge(r, 0)
+	}
+	a.rounds.told = false // the peer may have started anew and know nothing of us
+	a.choose()
+	if first {
+		for _, o := range a.routes {
+			if o != r && o.path.Relayed() {
+				a.challenge(o, 0)
+			}
+		}
+		a.burst(func(r *route) bool { return r.listed })
+	}
+	if r != a.use.route {
+		a.suspect()
+	}
+	if first || !a.direct() {
+		a.rounds.start = true
+	}
+}
+
+// Received tells the agent that an authenticated frame with user data came over a path. The owner reports at least
+// the first frame over another path than the last one reported.
+func (a *Agent) Received(now time.Time, p Path) {
+	a.at(now)
+	r := a.reached(p)
+	if r == nil || !a.connected {
+		return
+	}
+	moved := a.inbound != r
+	a.inbound = r
+	switch {
+	case r == a.use.route:
+		a.watch.heard()
+	case moved:
+		a.suspect() // the peer prefers another path: does ours still work?
+	}
+	if !r.path.Relayed() {
+		a.meet(r)
+	}
+}
+
+// Challenged tells the agent that a challenge of the peer came over a path, in an outer packet of size bytes. Only
+// what came authenticated inside the session may be told.
+func (a *Agent) Challenged(now time.Time, p Path, t Token, size int) {
+	a.at(now)
+	if !a.connected || !a.acceptable(p) {
+		return
+	}
+	if len(a.responses) < maxResponses {
+		a.responses = append(a.responses, Action{Kind: ActResponse, Path: p, Token: t})
+	}
+	if p.Relayed() {
+		return
+	}
+	if r := a.reached(p); r != nil {
+		a.rounds.heardPeer = true
+		a.meet(r)
+	}
+}
+
+// meet challenges a direct route that the peer sends over and that we may not use yet.
+func (a *Agent) meet(r *route) {
+	if r.validated && a.now.Sub(r.confirmed) < freshFor {
+		return
+	}
+	if !r.probes.running() {
+		r.probes.begin(a.now)
+	} else if a.now.Sub(r.asked) >= burstTimes[1] {
+		a.challenge(r, 0) // a triggered check: the peer's NAT is open for us now
+	}
+}
+
+// Responded tells the agent that the answer to a challenge came over a path.
+func (a *Agent) Responded(now time.Time, p Path, t Token) {
+	a.at(now)
+	r := a.find(p)
+	if r == nil {
+		return
+	}
+	c, ok := r.answer(a.now, t)
+	if !ok {
+		return
+	}
+	r.budget.answered(c)
+	if r == a.use.route {
+		a.watch.answered()
+	}
+	a.choose()
+}
+
+// Active tells the agent whether user data was sent to the peer and received from it since the last call. The owner
+// calls it every 100 ms or so while there is any. Control items (challenges, candidates, keepalives) are no user data:
+// otherwise two idle agents would keep each other awake.
+func (a *Agent) Active(now time.Time, sent, received bool) {
+	a.at(now)
+	if !sent && !received || !a.connected {
+		return
+	}
+	slept := a.asleep()
+	a.traffic = a.now
+	heard := received && a.inbound == a.use.route
+	if heard {
+		a.watch.heard()
+	} else if sent && a.watch.waiting.IsZero() {
+		a.watch.waiting = a.now
+	}
+	if slept {
+		a.wake()
+	}
+}
+
+// TooBig tells the agent that the system refused to send an outer packet of this size over a path.
+func (a *Agent) TooBig(now time.Time, p Path, size int) {
+	a.at(now)
+	if r := a.find(p); r != nil {
+		r.budget.refused(a.now, size)
+	}
+}
+
+// Relays tells the agent all relay paths over which the peer can be reached at present. A path that is not in the list
+// any more is not used any more.
+func (a *Agent) Relays(now time.Time, paths []Path) {
+	a.at(now)
+	kept := 0
+	for _, p := range paths {
+		if !p.Relayed() || kept == maxRelays {
+			continue
+		}
+		kept++
+		if r := a.find(p); r == nil {
+			a.routes = append(a.routes, newRoute(p, a.now))
+			if a.connected {
+				a.challenge(a.routes[len(a.routes)-1], 0)
+			}
+		}
+	}
+	gone := func(r *route) bool { return r.path.Relayed() && !slices.Contains(paths, r.path) }
+	if r := a.use.route; r != nil && gone(r) {
+		r.validated = false
+		a.choose()
+		if a.use.route == r { // nothing else is known: hold on to it until something answers
+			a.watch.begin(a.now)
+		}
+	}
+	a.forget(gone)
+}
+
+// NetworkChanged tells the agent that our own network changed: other interfaces, addresses or routes. All that was
+// measured is in doubt.
+func (a *Agent) NetworkChanged(now time.Time) {
+	a.at(now)
+	if !a.connected {
+		return
+	}
+	a.rounds.told = false
+	a.rounds.next = 0
+	a.rounds.start = true
+	for _, r := range a.routes {
+		r.spent = tally{}
+		r.hold = time.Time{}
+		r.budget = newBudget()
+		if r.path.Relayed() || !r.listed {
+			a.challenge(r, 0)
+		}
+	}
+	a.burst(func(r *route) bool { return r.listed })
+	if r := a.use.route; r != nil {
+		a.watch.begin(a.now)
+		a.watch.phase = doubt
+		a.use.climb(a.now)
+	}
+}

@@ -1,0 +1,88 @@
+package natt
+
+import "time"
+
+const (
+	tellAgain  = 200 * time.Millisecond // a list that may have been lost is repeated
+	sameRound  = 500 * time.Millisecond // a list that comes so soon after ours answers it
+	followWait = 250 * time.Millisecond // the side that does not control leaves the start of a round to the other
+)
+
+// roundPauses is the time between attempts to become direct while traffic takes a relay.
+var roundPauses = [...]time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute}
+
+// rounds are the attempts to find a direct path together with the peer.
+type rounds struct {
+	told      bool // the peer was sent our list as it is
+	sent      bool // and some list before
+	start     bool // a round is to start now
+	heardPeer bool // the peer's list or a challenge came since ours left
+	next      int  // pause after the next round
+	began     time.Time
+	at        time.Time // the next round; zero: none
+	again     time.Time // our list is repeated; zero: it is not
+}
+
+// count notes a round, whoever started it, and plans the next.
+func (o *rounds) count(a *Agent) {
+	if !o.at.IsZero() && a.now.Sub(o.began) < sameRound {
+		return
+	}
+	o.began = a.now
+	o.at = a.now.Add(roundPauses[o.next])
+	if !a.cfg.Controlling {
+		o.at = o.at.Add(followWait)
+	}
+	o.next = min(o.next+1, len(roundPauses)-1)
+}
+
+// tell sends the peer our list.
+func (a *Agent) tell() {
+	o := &a.rounds
+	o.told = true
+	if len(a.local) == 0 && !o.sent {
+		return
+	}
+	o.sent = true
+	o.heardPeer = false
+	o.again = a.now.Add(tellAgain)
+	a.sendList()
+}
+
+func (a *Agent) sendList() {
+	if r := a.use.route; r != nil {
+		a.actions = append(a.actions, Action{Kind: ActCandidates, Path: r.path, Candidates: a.local})
+	}
+}
+
+// roundAt is when the next round starts by itself; zero for never.
+func (a *Agent) roundAt() time.Time {
+	o := &a.rounds
+	if o.at.IsZero() || a.direct() || !a.flowing() || o.at.After(a.traffic.Add(flowFor)) {
+		return time.Time{}
+	}
+	return o.at
+}
+
+// round starts a round if one is due.
+func (a *Agent) round() {
+	o := &a.rounds
+	if t := a.roundAt(); !t.IsZero() && !t.After(a.now) {
+		o.start = true
+	}
+	if o.start && a.connected {
+		o.start = false
+		o.began = time.Time{}
+		o.count(a)
+		a.tell()
+		if !a.direct() {
+			a.burst(func(r *route) bool { return r.listed || a.recent(r) })
+		}
+	}
+	if !o.again.IsZero() && !o.again.After(a.now) {
+		o.again = time.Time{}
+		if !o.heardPeer && !a.direct() {
+			a.sendList()
+		}
+	}
+}

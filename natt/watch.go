@@ -1,0 +1,164 @@
+package natt
+
+import "time"
+
+// phase says how sure we are of the path in use.
+type phase uint8
+
+const (
+	calm   phase = iota
+	asking       // a challenge is on its way
+	doubt        // data goes on the fallback too, challenges are repeated
+	lost         // dead, and there is no other: now and then a challenge
+)
+
+const (
+	doubtTries = 2 // challenges lost in doubt before the path is dropped
+	aloneTries = 4 // the same if there is no other path
+	lostPause  = 5 * time.Second
+)
+
+// watch finds out whether the path in use is alive.
+type watch struct {
+	phase   phase
+	waiting time.Time // first data sent since something was heard over the path
+	silence bool      // it is because of this that the phase is not calm
+	asked   int       // challenges in this phase
+	next    time.Time // step of the phase
+}
+
+// begin asks the path whether it is alive.
+func (w *watch) begin(now time.Time) {
+	if w.phase == calm {
+		w.phase, w.silence, w.asked, w.next = asking, false, 0, now
+	}
+}
+
+// heard notes data over the path.
+func (w *watch) heard() {
+	w.waiting = time.Time{}
+	if w.silence && w.phase < lost {
+		w.phase = calm
+	}
+}
+
+// answered notes the answer to a challenge over the path.
+func (w *watch) answered() { *w = watch{} }
+
+// suspect has the path in use asked because of a hint that it may be dead.
+func (a *Agent) suspect() {
+	if r := a.use.route; r != nil && a.now.Sub(r.asked) >= r.rtt.timeout() {
+		a.watch.begin(a.now)
+	}
+}
+
+// wake has the path in use asked after a long silence. Until it answers, a direct one is not trusted alone.
+func (a *Agent) wake() {
+	r := a.use.route
+	if r == nil {
+		return
+	}
+	a.watch.begin(a.now)
+	if a.watch.phase < doubt && !r.path.Relayed() {
+		a.watch.phase = doubt
+	}
+}
+
+// watchAt is when the watch has something to do; zero for never.
+func (a *Agent) watchAt() time.Time {
+	w := &a.watch
+	switch {
+	case a.use.route == nil:
+		return time.Time{}
+	case w.phase == lost:
+		if !a.flowing() || w.next.After(a.traffic.Add(flowFor)) {
+			return time.Time{}
+		}
+		return w.next
+	case w.phase != calm:
+		return w.next
+	case !w.waiting.IsZero():
+		return w.waiting.Add(a.use.route.rtt.patience() / 2)
+	}
+	return time.Time{}
+}
+
+// look takes the steps of the watch that are due.
+func (a *Agent) look() {
+	if t := a.refreshAt(); !t.IsZero() && !t.After(a.now) {
+		a.watch.begin(a.now)
+	}
+	if t := a.watchAt(); t.IsZero() || t.After(a.now) {
+		return
+	}
+	w, r := &a.watch, a.use.route
+	if w.phase == calm {
+		w.begin(a.now)
+		w.silence = true
+	}
+	if w.phase == asking {
+		if w.asked == 0 {
+			w.asked++
+			w.next = a.now.Add(r.rtt.timeout())
+			if t := w.waiting.Add(r.rtt.patience()); w.silence && t.After(w.next) {
+				w.next = t
+			}
+			a.ask(r)
+			return
+		}
+		w.phase, w.asked = doubt, 0
+	}
+	other := a.fallback()
+	if w.phase == lost {
+		w.next = a.now.Add(min(time.Second<<min(w.asked, 3), lostPause))
+		w.asked++
+		a.ask(r)
+		a.askOther(other)
+		return
+	}
+	tries, wait := doubtTries, r.rtt.timeout()
+	if other == nil {
+		tries, wait = aloneTries, wait<<w.asked
+	}
+	if w.asked < tries {
+		w.asked++
+		w.next = a.now.Add(wait)
+		a.ask(r)
+		a.askOther(other)
+		return
+	}
+	a.fail()
+}
+
+// ask challenges the path in use, and asks too whether it still carries full frames.
+func (a *Agent) ask(r *route) {
+	if size := r.budget.verifying(a.now); size > 0 {
+		a.challenge(r, size)
+	}
+	a.challenge(r, 0)
+}
+
+// askOther makes sure that the fallback may be used when it is needed.
+func (a *Agent) askOther(r *route) {
+	if r != nil && (!r.validated || a.now.Sub(r.asked) >= refreshRetry) {
+		a.challenge(r, 0)
+	}
+}
+
+// fail drops the path in use.
+func (a *Agent) fail() {
+	r := a.use.route
+	r.drop(a.now)
+	a.choose()
+	if a.use.route == r {
+		if !a.use.lost {
+			a.use.lost = true
+			a.actions = append(a.actions, Action{Kind: ActLost, Path: r.path})
+		}
+		a.watch = watch{phase: lost, next: a.now.Add(time.Second)}
+	}
+	if !r.path.Relayed() {
+		a.rounds.next = 0
+		a.rounds.start = true
+	}
+}
