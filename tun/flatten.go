@@ -12,13 +12,13 @@ type Flattener struct {
 // of emit and returns the first. Packets given to emit are borrowed until emit
 // returns.
 func (f *Flattener) Flatten(p Packet, o Offload, emit func(Packet) error) error {
+	if !p.sound() {
+		return ErrMalformed
+	}
 	if o.takes(&p) {
 		return emit(p)
 	}
 	if len(p.Tail) > 0 {
-		if p.Len() > maxPacket {
-			return ErrMalformed
-		}
 		f.buf = append(f.buf[:0], p.Data...)
 		for _, t := range p.Tail {
 			f.buf = append(f.buf, t...)
@@ -54,4 +54,16 @@ func (o Offload) takes(p *Packet) bool {
 		return false
 	}
 	return !p.Partial || o.VNetHdr
+}
+
+// sound says whether a packet is what its marks say, as far as a device cares.
+func (p *Packet) sound() bool {
+	if n := p.Len(); len(p.Data) == 0 || n > maxPacket {
+		return false
+	}
+	if p.Partial || p.SegmentSize > 0 {
+		_, _, ok := transport(p.Data)
+		return ok && p.SegmentSize <= maxPacket
+	}
+	return true
 }

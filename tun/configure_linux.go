@@ -1,0 +1,169 @@
+package tun
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// frameOverhead is what the tunnel adds to each segment of a superpacket,
+	// and maxDatagram the most that one UDP send takes over IPv4 or IPv6.
+	frameOverhead = 32
+	maxDatagram   = 65535 - headerLen - udpHeaderLen
+)
+
+// superpacketSize is the gso_max_size of a device: the largest superpacket whose
+// full segments still fit into one UDP send when each has become a frame.
+func superpacketSize(mtu int) int {
+	const headers = headerLen + tcpHeaderLen + 12 // with the timestamp option
+	return headers + maxDatagram/(mtu+frameOverhead)*(mtu-headers)
+}
+
+// configure makes an interface carry IPv6 as Config says. It works on the
+// network namespace of the calling thread, like the opening of the device.
+func configure(name string, addr, route netip.Prefix, mtu int, log *slog.Logger) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return netlinkError(name, "open a netlink socket", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return netlinkError(name, "find the interface", err)
+	}
+	if err := h.LinkSetMTU(link, mtu); err != nil {
+		return netlinkError(name, fmt.Sprintf("set MTU %d", mtu), err)
+	}
+	// What follows makes the device better or quieter, and older kernels or
+	// sandboxes refuse some of it. No link-local address means no router
+	// solicitations and no duplicate address detection; no multicast means no
+	// MLD reports. The queue stays at the 500 packets that TUN devices have.
+	for _, s := range []struct {
+		what string
+		err  error
+	}{
+		{"gso_max_size", h.LinkSetGSOMaxSize(link, superpacketSize(mtu))},
+		{"addr_gen_mode", h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)},
+		{"multicast off", h.LinkSetMulticastOff(link)},
+	} {
+		if s.err != nil {
+			log.Debug("interface setting not taken", "interface", name, "setting", s.what, "error", s.err)
+		}
+	}
+	if err := enableIPv6(name); err != nil {
+		return err
+	}
+	ipnet := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 128)}
+	err = h.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
+	if err != nil {
+		return addressError(name, addr, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return netlinkError(name, "bring the interface up", err)
+	}
+	err = h.RouteAdd(&netlink.Route{
+		LinkIndex: link.Attrs().Index,
+		Dst:       &net.IPNet{IP: route.Addr().AsSlice(), Mask: net.CIDRMask(route.Bits(), 128)},
+		Src:       addr.Addr().AsSlice(),
+		Protocol:  unix.RTPROT_STATIC,
+		Scope:     netlink.SCOPE_UNIVERSE,
+	})
+	if errors.Is(err, unix.EEXIST) {
+		return routeTaken(h, name, route)
+	}
+	if err != nil {
+		return netlinkError(name, "route "+route.String(), err)
+	}
+	return nil
+}
+
+// enableIPv6 writes 0 to the interface's disable_ipv6 unless it is 0 already:
+// containers often start every interface with 1.
+func enableIPv6(name string) error {
+	path := "/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6"
+	was, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat("/proc/sys/net/ipv4"); err == nil {
+			return ipv6Off(name, "the kernel runs without IPv6; boot without ipv6.disable=1 or load the module: modprobe ipv6")
+		}
+		return nil // no /proc here; the address will tell
+	}
+	if err == nil && bytes.Equal(bytes.TrimSpace(was), []byte("0")) {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte("0"), 0); err != nil {
+		return ipv6Off(name, fmt.Sprintf("%v; start the container with --sysctl net.ipv6.conf.all.disable_ipv6=0 "+
+			"--sysctl net.ipv6.conf.default.disable_ipv6=0, or mount /proc/sys writable", err))
+	}
+	return nil
+}
+
+func ipv6Off(name, next string) error {
+	return fmt.Errorf("tun: %s: %w: %s", name, ErrIPv6Disabled, next)
+}
+
+func addressError(name string, addr netip.Prefix, err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
+		return ipv6Off(name, "enable it: sysctl -w net.ipv6.conf.all.disable_ipv6=0, or for a container "+
+			"--sysctl net.ipv6.conf.all.disable_ipv6=0")
+	}
+	return netlinkError(name, "add address "+addr.String(), err)
+}
+
+// routeTaken names the interface that has the route.
+func routeTaken(h *netlink.Handle, name string, route netip.Prefix) error {
+	by := "another interface"
+	routes, err := h.RouteList(nil, netlink.FAMILY_V6)
+	if err == nil {
+		for _, r := range routes {
+			if r.Dst != nil && r.Dst.String() == route.String() {
+				if l, err := h.LinkByIndex(r.LinkIndex); err == nil {
+					by = l.Attrs().Name
+				}
+			}
+		}
+	}
+	return fmt.Errorf("tun: %s: %w: %s goes through %s; stop the agent that uses it, "+
+		"or run this one in a network namespace of its own", name, ErrRouteTaken, route, by)
+}
+
+func openError(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("tun: open %s: %w (%w): load the driver with modprobe tun; "+
+			"for a container add --device %s --cap-add NET_ADMIN", clonePath, ErrNoDevice, err, clonePath)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("tun: open %s: %w (%w): run as root; "+
+			"for a container add --device %s --cap-add NET_ADMIN", clonePath, ErrPermission, err, clonePath)
+	}
+	return fmt.Errorf("tun: open %s: %w", clonePath, err)
+}
+
+func attachError(name string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("tun: make interface %s: %w (%w): run as root or with CAP_NET_ADMIN", name, ErrPermission, err)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("tun: make interface %s: %w (%w): choose another name, or find its owner with "+
+			"ip -details link show %s", name, ErrNameTaken, err, name)
+	}
+	return fmt.Errorf("tun: make interface %s: %w", name, err)
+}
+
+func netlinkError(name, what string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("tun: %s: %s: %w (%w): run as root or with CAP_NET_ADMIN", name, what, ErrPermission, err)
+	}
+	return fmt.Errorf("tun: %s: %s: %w", name, what, err)
+}
