@@ -128,7 +128,7 @@ func canonicalHost(s string) (string, error) {
 		}
 		return addr.Unmap().String(), nil
 	}
-	s = strings.ToLower(s)
+	s = lowerASCII(s)
 	if len(s) == 0 || len(s) > 253 {
 		return "", fmt.Errorf("host name of %d characters: want 1 to 253", len(s))
 	}
@@ -142,6 +142,17 @@ func canonicalHost(s string) (string, error) {
 		return "", fmt.Errorf("host %q: neither an IP address nor a name", s)
 	}
 	return s, nil
+}
+
+// lowerASCII lowers A-Z alone: strings.ToLower would also turn the Kelvin sign
+// into a k, and so give a name a second spelling.
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 // validLabel checks one label of a name in lower case: letters, digits and

@@ -4,7 +4,6 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
-	"strings"
 )
 
 // Keys and fingerprints are written in lower-case RFC 4648 base32 without
@@ -24,7 +23,7 @@ func decodeText(dst []byte, s string) error {
 	if want := textEncoding.EncodedLen(len(dst)); len(s) != want {
 		return fmt.Errorf("%d characters, want %d", len(s), want)
 	}
-	lower := strings.ToLower(s)
+	lower := lowerASCII(s)
 	b, err := textEncoding.DecodeString(lower)
 	if err != nil || len(b) != len(dst) || encodeText(b) != lower {
 		return errText
