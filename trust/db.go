@@ -1,0 +1,178 @@
+package trust
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// schema is the number of the record layout. A store with a higher one was
+// written by a newer program and is refused.
+const schema = 1
+
+// The buckets. Buckets that this program does not know are left alone.
+var (
+	bucketState     = []byte("state")     // "state" -> stateRecord
+	bucketRelations = []byte("relations") // public key -> relation
+	bucketMail      = []byte("mail")      // id u64 -> mailRecord
+	bucketAnswers   = []byte("answers")   // public key -> the signed grant of pair.Answer
+	bucketInvites   = []byte("invites")   // SHA-256 of the secret -> inviteRecord
+	bucketMeta      = []byte("meta")      // small state of the caller
+	buckets         = [][]byte{bucketState, bucketRelations, bucketMail, bucketAnswers, bucketInvites, bucketMeta}
+	stateKey        = []byte("state")
+)
+
+func boltOptions(noSync bool) *bbolt.Options {
+	return &bbolt.Options{
+		Timeout:        time.Second,
+		PageSize:       boltPage, // the same file on every machine
+		NoFreelistSync: true,     // the free list is found by reading: one thing less that can be damaged
+		FreelistType:   bbolt.FreelistMapType,
+		NoSync:         noSync,
+		NoGrowSync:     noSync,
+	}
+}
+
+// createDB makes a complete, empty database under a temporary name and moves it
+// to its place: a database that exists is complete.
+func createDB(path string, state stateRecord) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("trust: create store: %w", err)
+	}
+	db, err := bbolt.Open(tmp, 0o600, boltOptions(false))
+	if err != nil {
+		return fmt.Errorf("trust: create store: %w", err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return putJSON(tx, bucketState, stateKey, state)
+	})
+	// A second transaction, so that neither meta page speaks of a free list.
+	err = errors.Join(err, db.Update(func(tx *bbolt.Tx) error { return putJSON(tx, bucketState, stateKey, state) }), db.Close())
+	if err != nil {
+		return fmt.Errorf("trust: create store: %w", err)
+	}
+	b, err := os.ReadFile(tmp)
+	if err != nil {
+		return fmt.Errorf("trust: create store: %w", err)
+	}
+	return writeWhole(path, b)
+}
+
+// openDB inspects the file and opens it.
+func openDB(path string, noSync bool) (*bbolt.DB, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("trust: open store: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("trust: open store: %w", err)
+	}
+	err = inspectBolt(f, info.Size(), func(bucket, key, value []byte) error {
+		_, err := openValue(bucket, key, value)
+		return err
+	})
+	if err != nil {
+		return nil, damagedStore(path, err)
+	}
+	var db *bbolt.DB
+	err = guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, boltOptions(noSync))
+		return err
+	})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("trust: %s: %w", path, ErrLocked)
+	case err != nil:
+		return nil, fmt.Errorf("trust: open store: %w", err)
+	}
+	return db, nil
+}
+
+func damagedStore(path string, why error) error {
+	return fmt.Errorf("trust: %s: %w: %w; restore the file from a backup, or move it away and start again: "+
+		"the address stays, revocations stay, peers have to be asked once more", path, ErrDamaged, why)
+}
+
+// guard turns a panic or a memory fault inside the database (a file cut off
+// under the mapping, a failing disk) into an error.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("trust: store: %w: %v", ErrDamaged, r)
+		}
+	}()
+	return f()
+}
+
+// Values carry a CRC-32C over bucket, key and content, for bbolt's pages have none.
+func valueSum(bucket, key, content []byte) uint32 {
+	sum := crc32.Checksum(bucket, crcTable)
+	sum = crc32.Update(sum, crcTable, binary.BigEndian.AppendUint32(nil, uint32(len(key))))
+	sum = crc32.Update(sum, crcTable, key)
+	return crc32.Update(sum, crcTable, content)
+}
+
+func openValue(bucket, key, value []byte) ([]byte, error) {
+	n := len(value) - 4
+	if n < 0 || binary.BigEndian.Uint32(value[n:]) != valueSum(bucket, key, value[:n]) {
+		return nil, fmt.Errorf("checksum of a record in %q is wrong", bucket)
+	}
+	return value[:n], nil
+}
+
+func put(tx *bbolt.Tx, bucket, key, content []byte) error {
+	value := append(make([]byte, 0, len(content)+4), content...)
+	value = binary.BigEndian.AppendUint32(value, valueSum(bucket, key, content))
+	return tx.Bucket(bucket).Put(key, value)
+}
+
+func putJSON(tx *bbolt.Tx, bucket, key []byte, v any) error {
+	content, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return put(tx, bucket, key, content)
+}
+
+// each calls f with every record of a bucket. Content is borrowed.
+func each(tx *bbolt.Tx, bucket []byte, f func(key, content []byte) error) error {
+	b := tx.Bucket(bucket)
+	if b == nil {
+		return fmt.Errorf("bucket %q is missing", bucket)
+	}
+	return b.ForEach(func(key, value []byte) error {
+		content, err := openValue(bucket, key, value)
+		if err != nil {
+			return err
+		}
+		return f(key, content)
+	})
+}
+
+// load decodes every record of a bucket into a fresh T.
+func load[T any](tx *bbolt.Tx, bucket []byte, f func(key []byte, v *T) error) error {
+	return each(tx, bucket, func(key, content []byte) error {
+		v := new(T)
+		if err := json.Unmarshal(content, v); err != nil {
+			return fmt.Errorf("record in %q: %w", bucket, err)
+		}
+		return f(key, v)
+	})
+}

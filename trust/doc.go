@@ -1,0 +1,2 @@
+// Package trust is the book of who may reach whom. (Specification follows.)
+package trust
