@@ -63,7 +63,7 @@ func (g *golden) check(t *testing.T, file string) {
 }
 
 // goldenTunnel makes one whole handshake and a frame each way with fixed keys.
-func goldenTunnel(t *testing.T) *golden {
+func goldenTunnel(t testing.TB) *golden {
 	ca, cb := testPairConfig()
 	a, b := mustPair(t, ca), mustPair(t, cb)
 	init, err := a.initiate(testNow, 0x01020304, InitPayload{Millis: 0x0192a3b4c5d6, Features: 0x0102,
