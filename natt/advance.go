@@ -13,12 +13,12 @@ func (a *Agent) Advance(now time.Time) []Action {
 	a.choose()
 	if r := a.use.route; r != nil {
 		r.budget.judge(a.now, r.rtt)
-		if a.flowing() {
-			for _, size := range r.budget.advance(a.now, r.rtt) {
-				a.challenge(r, size)
-			}
-		}
 		a.look()
+	}
+	if r := a.use.route; r != nil && a.flowing() {
+		for _, size := range r.budget.advance(a.now, r.rtt) {
+			a.challenge(r, size)
+		}
 	}
 	a.round()
 	if a.connected {

@@ -117,6 +117,9 @@ type AgentConfig struct {
 	Loopback bool
 }
 
+// ActiveEvery is how often the owner reports user data to an Agent, while there is any.
+const ActiveEvery = 100 * time.Millisecond
+
 const (
 	maxDirect    = 2 * MaxCandidates // direct routes remembered
 	maxRelays    = 4                 // relay routes remembered
@@ -126,7 +129,6 @@ const (
 	flowFor   = 5 * time.Second  // user data flows for so long after the last packet
 	activeFor = 3 * time.Minute  // a peer is active for so long after the last packet
 	freshFor  = 45 * time.Second // an answer speaks for a path that is not in use for so long
-	staleFor  = 25 * time.Second // the path in use is not trusted alone if it was silent for so long
 )
 
 var overlayPrefix = netip.MustParsePrefix("fd50:494c:4f54::/48")
@@ -152,6 +154,7 @@ type Agent struct {
 	rounds  rounds
 	inbound *route    // over which the peer's data came last
 	traffic time.Time // last user data in either direction
+	told    time.Time // last call of Active
 }
 
 // NewAgent returns an agent that knows no path.
@@ -206,11 +209,12 @@ func (a *Agent) SetRemote(now time.Time, c []Candidate) {
 	if !a.connected {
 		return
 	}
-	a.rounds.heardPeer = true
 	switch {
 	case !a.direct():
 		a.burst(func(r *route) bool { return r.listed || a.recent(r) })
-		a.rounds.count(a)
+		if a.follow() {
+			a.rounds.told = false // it may have been lost
+		}
 	case len(fresh) > 0:
 		a.burst(func(r *route) bool { return slices.Contains(fresh, r) })
 	}
@@ -289,9 +293,7 @@ func (a *Agent) Received(now time.Time, p Path) {
 	case moved:
 		a.suspect() // the peer prefers another path: does ours still work?
 	}
-	if !r.path.Relayed() {
-		a.meet(r)
-	}
+	a.meet(r)
 }
 
 // Challenged tells the agent that a challenge of the peer came over a path, in an outer packet of size bytes. Only
@@ -304,23 +306,28 @@ func (a *Agent) Challenged(now time.Time, p Path, t Token, size int) {
 	if len(a.responses) < maxResponses {
 		a.responses = append(a.responses, Action{Kind: ActResponse, Path: p, Token: t})
 	}
-	if p.Relayed() {
-		return
-	}
 	if r := a.reached(p); r != nil {
-		a.rounds.heardPeer = true
+		if r != a.use.route {
+			a.suspect() // perhaps the peer asks here because ours is dead
+		}
+		if !p.Relayed() {
+			a.rounds.heardPeer = true
+		}
 		a.meet(r)
 	}
 }
 
-// meet challenges a direct route that the peer sends over and that we may not use yet.
+// meet challenges a route that the peer sends over and that we may not use yet.
 func (a *Agent) meet(r *route) {
-	if r.validated && a.now.Sub(r.confirmed) < freshFor {
-		return
-	}
-	if !r.probes.running() {
+	switch {
+	case r.validated && (r.path.Relayed() || a.now.Sub(r.confirmed) < freshFor):
+	case r.path.Relayed():
+		if a.now.Sub(r.asked) >= r.rtt.timeout() {
+			a.challenge(r, 0)
+		}
+	case !r.probes.running():
 		r.probes.begin(a.now)
-	} else if a.now.Sub(r.asked) >= burstTimes[1] {
+	case a.now.Sub(r.asked) >= burstTimes[1]:
 		a.challenge(r, 0) // a triggered check: the peer's NAT is open for us now
 	}
 }
@@ -344,12 +351,17 @@ func (a *Agent) Responded(now time.Time, p Path, t Token) {
 }
 
 // Active tells the agent whether user data was sent to the peer and received from it since the last call. The owner
-// calls it every 100 ms or so while there is any. Control items (challenges, candidates, keepalives) are no user data:
+// calls it every 100 ms (ActiveEvery) while there is any. Control items (challenges, candidates, keepalives) are no user data:
 // otherwise two idle agents would keep each other awake.
 func (a *Agent) Active(now time.Time, sent, received bool) {
 	a.at(now)
+	since := a.told
+	a.told = a.now
 	if !sent && !received || !a.connected {
 		return
+	}
+	if a.now.Sub(since) > ActiveEvery+ActiveEvery/2 {
+		since = a.now
 	}
 	slept := a.asleep()
 	a.traffic = a.now
@@ -357,7 +369,7 @@ func (a *Agent) Active(now time.Time, sent, received bool) {
 	if heard {
 		a.watch.heard()
 	} else if sent && a.watch.waiting.IsZero() {
-		a.watch.waiting = a.now
+		a.watch.waiting = since
 	}
 	if slept {
 		a.wake()

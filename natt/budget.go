@@ -18,6 +18,7 @@ var budgetSteps = [...]int{1372, 1452, 1500}
 type budget struct {
 	size    int
 	ceiling int       // the system refuses larger ones; 0: not known to
+	lifted  time.Time // when the ceiling is forgotten
 	tries   int       // of the climb that runs
 	next    time.Time // of the climb; zero: none
 	verify  time.Time // when the full-size challenge under way left; zero: none
@@ -66,6 +67,9 @@ func (b *budget) advance(now time.Time, rtt estimate) []int {
 	if b.next.IsZero() || b.next.After(now) {
 		return nil
 	}
+	if b.ceiling != 0 && !b.lifted.After(now) {
+		b.ceiling, b.tries = 0, 0
+	}
 	var sizes []int
 	if b.tries < climbTries {
 		for i, s := range budgetSteps {
@@ -85,8 +89,7 @@ func (b *budget) advance(now time.Time, rtt estimate) []int {
 	case b.size == budgetSteps[len(budgetSteps)-1]:
 		b.next = time.Time{}
 	default:
-		b.tries, b.ceiling = 0, 0
-		b.next = now.Add(climbPause)
+		b.tries, b.next = 0, now.Add(climbPause)
 	}
 	return sizes
 }
@@ -122,7 +125,7 @@ func (b *budget) refused(now time.Time, size int) {
 	if size <= minBudget {
 		size = minBudget + 1 // nothing smaller is of use
 	}
-	b.ceiling = size - 1
+	b.ceiling, b.lifted = size-1, now.Add(climbPause)
 	if b.size > b.ceiling {
 		b.size = minBudget
 		for _, s := range budgetSteps {
@@ -133,6 +136,6 @@ func (b *budget) refused(now time.Time, size int) {
 		b.verify = time.Time{}
 	}
 	if b.next.IsZero() {
-		b.next = now.Add(climbPause)
+		b.next = b.lifted
 	}
 }

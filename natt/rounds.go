@@ -4,7 +4,7 @@ import "time"
 
 const (
 	tellAgain  = 200 * time.Millisecond // a list that may have been lost is repeated
-	sameRound  = 500 * time.Millisecond // a list that comes so soon after ours answers it
+	sameRound  = 500 * time.Millisecond // a list that comes so soon after ours, or in two round trips, belongs to it
 	followWait = 250 * time.Millisecond // the side that does not control leaves the start of a round to the other
 )
 
@@ -16,24 +16,35 @@ type rounds struct {
 	told      bool // the peer was sent our list as it is
 	sent      bool // and some list before
 	start     bool // a round is to start now
-	heardPeer bool // the peer's list or a challenge came since ours left
+	heardPeer bool // a challenge came from one of the peer's own addresses since our list left
 	next      int  // pause after the next round
 	began     time.Time
 	at        time.Time // the next round; zero: none
 	again     time.Time // our list is repeated; zero: it is not
 }
 
-// count notes a round, whoever started it, and plans the next.
-func (o *rounds) count(a *Agent) {
-	if !o.at.IsZero() && a.now.Sub(o.began) < sameRound {
-		return
-	}
+// count notes that a round begins and plans the next.
+func (a *Agent) count() {
+	o := &a.rounds
 	o.began = a.now
 	o.at = a.now.Add(roundPauses[o.next])
 	if !a.cfg.Controlling {
 		o.at = o.at.Add(followWait)
 	}
 	o.next = min(o.next+1, len(roundPauses)-1)
+}
+
+// follow notes a round that the peer began. It reports false if the peer's list belongs to the round that runs already.
+func (a *Agent) follow() bool {
+	same := sameRound
+	if r := a.use.route; r != nil {
+		same = max(same, 2*r.rtt.smooth)
+	}
+	if !a.rounds.at.IsZero() && a.now.Sub(a.rounds.began) < same {
+		return false
+	}
+	a.count()
+	return true
 }
 
 // tell sends the peer our list.
@@ -72,8 +83,7 @@ func (a *Agent) round() {
 	}
 	if o.start && a.connected {
 		o.start = false
-		o.began = time.Time{}
-		o.count(a)
+		a.count()
 		a.tell()
 		if !a.direct() {
 			a.burst(func(r *route) bool { return r.listed || a.recent(r) })

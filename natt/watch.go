@@ -113,7 +113,9 @@ func (a *Agent) look() {
 		w.next = a.now.Add(min(time.Second<<min(w.asked, 3), lostPause))
 		w.asked++
 		a.ask(r)
-		a.askOther(other)
+		if other != nil {
+			a.challenge(other, 0)
+		}
 		return
 	}
 	tries, wait := doubtTries, r.rtt.timeout()
@@ -124,7 +126,9 @@ func (a *Agent) look() {
 		w.asked++
 		w.next = a.now.Add(wait)
 		a.ask(r)
-		a.askOther(other)
+		if other != nil {
+			a.challenge(other, 0) // which also tells the peer that we doubt
+		}
 		return
 	}
 	a.fail()
@@ -132,17 +136,12 @@ func (a *Agent) look() {
 
 // ask challenges the path in use, and asks too whether it still carries full frames.
 func (a *Agent) ask(r *route) {
-	if size := r.budget.verifying(a.now); size > 0 {
-		a.challenge(r, size)
+	if a.flowing() {
+		if size := r.budget.verifying(a.now); size > 0 {
+			a.challenge(r, size)
+		}
 	}
 	a.challenge(r, 0)
-}
-
-// askOther makes sure that the fallback may be used when it is needed.
-func (a *Agent) askOther(r *route) {
-	if r != nil && (!r.validated || a.now.Sub(r.asked) >= refreshRetry) {
-		a.challenge(r, 0)
-	}
 }
 
 // fail drops the path in use.
