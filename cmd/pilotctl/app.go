@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/overlay/api"
+)
+
+// A program is one call of pilotctl and all that it touches of its process.
+type program struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	now            func() time.Time
+
+	json bool // set by run
+}
+
+// run carries out args, of which the first is the program's name, and returns
+// the exit status.
+func (p *program) run(ctx context.Context, args []string) int {
+	app := p.app()
+	argv, err := normalise(app, args)
+	p.json = wantsJSON(args, p.getenv)
+	if err == nil {
+		err = app.RunContext(ctx, argv)
+	}
+	return p.finish(ctx, err)
+}
+
+// app is the tree of commands, in the order in which one meets them.
+func (p *program) app() *cli.App {
+	app := &cli.App{
+		Name:      "pilotctl",
+		HelpName:  "pilotctl",
+		Usage:     "a permanent, private address for every agent",
+		UsageText: "pilotctl COMMAND [FLAGS] [ARGUMENTS]",
+		Writer:    p.stdout,
+		ErrWriter: p.stderr,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON object instead of text (PILOT_JSON=1)"},
+			&cli.StringFlag{Name: "state-dir", Usage: "the agent's secrets and trust (PILOT_STATE_DIR)"},
+			&cli.StringFlag{Name: "socket", Usage: "where the daemon listens (PILOT_SOCKET)"},
+			&cli.StringFlag{Name: "config", Usage: "configuration file (PILOT_CONFIG)"},
+			&cli.BoolFlag{Name: "verbose", Usage: "log more on stderr"},
+			&cli.BoolFlag{Name: "version", Usage: "same as the command version"},
+		},
+		Commands: []*cli.Command{
+			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
+			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
+			p.pingCommand(), p.whoisCommand(), p.resolveCommand(),
+			p.daemonCommand(), p.serverCommand(), p.versionCommand(),
+		},
+		HideVersion:               true,
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,
+		CustomAppHelpTemplate:     appHelp,
+		ExitErrHandler:            func(*cli.Context, error) {},
+		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				return p.version(c)
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	app.Commands = append(app.Commands, p.aliases()...)
+	polish(app.Commands, "")
+	quiet(app.Flags)
+	app.OnUsageError = onUsageError
+	return app
+}
+
+// aliases are the words of the published Pilot texts.
+func (p *program) aliases() []*cli.Command {
+	called := func(name string, c *cli.Command) *cli.Command {
+		c.Name, c.Hidden = name, true
+		return c
+	}
+	return []*cli.Command{
+		called("info", p.statusCommand()),
+		called("handshake", p.requestCommand()),
+		called("pending", p.pendingCommand()),
+		called("approve", p.approveCommand()),
+		called("untrust", p.revokeCommand()),
+	}
+}
+
+// polish gives every command what all have in common. The library itself puts the
+// program's name before that of the outermost commands.
+func polish(commands []*cli.Command, parent string) {
+	for _, c := range commands {
+		if parent != "" {
+			c.HelpName = "pilotctl " + parent + " " + c.Name
+		}
+		c.HideHelpCommand = true
+		c.OnUsageError = onUsageError
+		c.CustomHelpTemplate = commandHelp
+		quiet(c.Flags)
+		if len(c.Subcommands) == 0 {
+			continue
+		}
+		c.CustomHelpTemplate = groupHelp
+		c.Action = func(*cli.Context) error {
+			return usagef("pilotctl %s needs a command: %s", c.Name, names(c.Subcommands)).
+				WithHint("pilotctl %s --help", c.Name)
+		}
+		polish(c.Subcommands, c.Name)
+	}
+}
+
+// quiet leaves defaults that say nothing out of the help.
+func quiet(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
+}
+
+func onUsageError(c *cli.Context, err error, _ bool) error { return usagef("%v", err) }
+
+// client returns a client for the daemon of the places that c names.
+func (p *program) client(c *cli.Context) (*api.Client, error) {
+	at, err := p.places(c)
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(at.socket), nil
+}
+
+const appHelp = `{{.HelpName}} - {{.Usage}}
+
+usage: {{.UsageText}}
+
+{{range .VisibleCommands}}  {{printf "%-9s" .Name}} {{.Usage}}
+{{end}}
+flags of every command, anywhere on the line:
+{{range .VisibleFlags}}  {{.}}
+{{end}}
+PEER is a name, an address, a ULA, a fingerprint or a contact.
+pilotctl COMMAND --help tells more.
+`
+
+const groupHelp = `{{.HelpName}} - {{.Usage}}
+
+usage: {{.HelpName}} COMMAND [FLAGS] [ARGUMENTS]
+
+{{range .VisibleCommands}}  {{printf "%-9s" .Name}} {{.Usage}}
+{{end}}`
+
+const commandHelp = `{{.HelpName}} - {{.Usage}}
+
+usage: {{.HelpName}}{{if .VisibleFlags}} [FLAGS]{{end}}{{if .ArgsUsage}} {{.ArgsUsage}}{{end}}
+{{if .Description}}
+{{.Description}}
+{{end}}{{if .VisibleFlags}}
+{{range .VisibleFlags}}  {{.}}
+{{end}}{{end}}
+also: --json --state-dir --socket --config (pilotctl --help)
+`

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
+)
+
+func (p *program) daemonCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "daemon",
+		Usage: "run the agent in the foreground",
+		Subcommands: []*cli.Command{{
+			Name:  "run",
+			Usage: "run the agent until it is told to end, logging on stderr",
+			Description: `For service managers and containers; "pilotctl up" runs it in the background.
+SIGTERM, SIGINT and "pilotctl down" end it.`,
+			Flags: slices.Concat(nodeFlags(), runFlags(), []cli.Flag{&cli.IntFlag{Name: "report-fd", Hidden: true}}),
+			Action: func(c *cli.Context) error {
+				if _, err := arguments(c); err != nil {
+					return err
+				}
+				err := p.daemon(c)
+				if fd := c.Int("report-fd"); fd >= reportFD && err != nil {
+					reportTo(fd, api.AsError(err))
+				}
+				return err
+			},
+		}},
+	}
+}
+
+// A node is what the daemon runs: overlay.Node.
+type node interface {
+	api.Agent
+	Run(ctx context.Context) error
+}
+
+func (p *program) daemon(c *cli.Context) error {
+	at, err := p.places(c)
+	if err != nil {
+		return err
+	}
+	set, err := p.settings(c, at)
+	if err != nil {
+		return err
+	}
+	id, err := readIdentity(at)
+	if errors.Is(err, errNoIdentity) {
+		return overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state).
+			WithHint("pilotctl init --name NAME --server HOST#KEY makes one; pilotctl up makes and starts it")
+	}
+	if err != nil {
+		return err
+	}
+	logger := p.logger(c.Bool("verbose"))
+	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM)
+	defer stop()
+
+	// The sockets come first: taking them is cheap to undo, and refuses a
+	// second daemon before it has opened a device.
+	sockets, err := api.Listen(at.socket)
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	n, err := p.newNode(c, at, set, id, logger)
+	if err != nil {
+		return err
+	}
+	logger.Info("daemon is up", "version", release, "address", id.Addr().String(), "socket", at.socket)
+	err = serve(ctx, n, sockets, logger)
+	logger.Info("daemon is down")
+	return err
+}
+
+// serve runs the node and the local interface to it until one of them ends.
+func serve(ctx context.Context, n node, sockets *api.Sockets, logger *slog.Logger) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	server := api.NewServer(api.Config{Agent: n, Logger: logger, Stop: stop})
+	group, both := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer stop()
+		return n.Run(both)
+	})
+	group.Go(func() error { return server.Run(both, sockets) })
+	err := group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// logger writes text for people and machines; the journal knows the time itself.
+func (p *program) logger(verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if p.getenv("JOURNAL_STREAM") != "" {
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(p.stderr, o))
+}

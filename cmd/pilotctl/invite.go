@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/overlay"
+)
+
+const maxInvite = 24 * time.Hour
+
+// An invitation as pilotctl prints it.
+type invitation struct {
+	Token   string    `json:"token"`
+	Ports   string    `json:"ports"`
+	Expires time.Time `json:"expires"`
+}
+
+func (p *program) inviteCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "invite",
+		Usage: "make a token that grants trust to whoever uses it first",
+		Description: `Whoever has the token gets the ports: hand it over in private. It works once and
+for at most 24 hours; --for ties it to one agent. Needs the govern socket.`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "ports", Usage: "what it grants (required): " + portsUsage},
+			&cli.StringFlag{Name: "ttl", Usage: "how long it can be used, as 1h (required)"},
+			&cli.StringFlag{Name: "for", Usage: "contact or fingerprint of the only agent that may use it"},
+			&cli.StringFlag{Name: "name", Usage: "our name for the agent that uses it"},
+		},
+		Action: p.invite,
+	}
+}
+
+func (p *program) invite(c *cli.Context) error {
+	if _, err := arguments(c); err != nil {
+		return err
+	}
+	o := overlay.InviteOptions{Ports: c.String("ports"), For: c.String("for"), Name: c.String("name")}
+	if o.Ports == "" || c.String("ttl") == "" {
+		return usagef("an invitation needs --ports and --ttl").WithHint("pilotctl trust invite --ports 80,443 --ttl 1h")
+	}
+	if err := checkPorts("--ports", o.Ports); err != nil {
+		return err
+	}
+	var err error
+	if o.TTL, err = parseDuration(c.String("ttl")); err != nil {
+		return err
+	}
+	if o.TTL > maxInvite {
+		return usagef("--ttl %s: an invitation lasts at most 24h", c.String("ttl"))
+	}
+	if o.For != "" {
+		if _, err := ipam.ParseRef(o.For); err != nil {
+			return badInput(err, "--for takes a contact or a fingerprint")
+		}
+	}
+	if o.Name != "" {
+		if err := ipam.ValidName(o.Name); err != nil {
+			return badInput(err, "a name is like bob or build-7")
+		}
+	}
+	client, err := p.client(c)
+	if err != nil {
+		return err
+	}
+	token, err := client.Invite(c.Context, o)
+	if err != nil {
+		return err
+	}
+	made := invitation{Token: token, Ports: o.Ports, Expires: p.now().Add(o.TTL).UTC().Truncate(time.Second)}
+	if !p.json {
+		p.tell("good for one agent and ports %s, for %s; there: pilotctl join TOKEN, or pilotctl trust accept -", o.Ports, span(o.TTL))
+	}
+	return p.result(made, func(w io.Writer) { fmt.Fprintln(w, token) })
+}

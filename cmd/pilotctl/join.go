@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/natt/relay"
+	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/trust"
+)
+
+func (p *program) joinCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "join",
+		Usage:     "use an invitation: init, up and trust accept in one",
+		ArgsUsage: "TOKEN|-|file:PATH",
+		Description: `A new agent without --server makes the inviting agent's home server its own.`,
+		Flags: joinFlags(),
+		Action: func(c *cli.Context) error {
+			token, err := p.tokenArgument(c)
+			if err != nil {
+				return err
+			}
+			if err := p.borrowServer(c, token); err != nil {
+				return err
+			}
+			r, err := p.up(c)
+			if err != nil {
+				return err
+			}
+			p.tell("%s is up, %s", r.Name, r.Address)
+			return p.accept(c, token)
+		},
+	}
+}
+
+// joinFlags are those of up and of accept, which share --wait.
+func joinFlags() []cli.Flag {
+	flags := upFlags()
+	for _, f := range acceptFlags() {
+		if !slices.ContainsFunc(flags, func(have cli.Flag) bool { return have.Names()[0] == f.Names()[0] }) {
+			flags = append(flags, f)
+		}
+	}
+	return flags
+}
+
+const cardTimeout = 15 * time.Second
+
+// borrowServer sets --server to the home server of the agent that invites, if
+// this one does not run and has none. The key of the server is in the card of the
+// inviting agent, which its fingerprint in the token proves.
+func (p *program) borrowServer(c *cli.Context, token string) error {
+	at, err := p.places(c)
+	if err != nil {
+		return err
+	}
+	if _, err := api.NewClient(at.socket).ID(c.Context); err == nil {
+		return nil
+	}
+	set, err := p.settings(c, at)
+	if err != nil || len(set.servers) > 0 {
+		return err
+	}
+	invite, err := trust.ParseInvite(token)
+	if err != nil {
+		return badInput(err, "copy the whole token; pilotctl trust invite makes a new one")
+	}
+	if err := invite.Check(p.now()); err != nil {
+		return overlay.Errorf(overlay.CodeNotTrusted, "the invitation has expired").WithHint("ask for a new one")
+	}
+	contact, err := ipam.ParseContact(invite.Contact)
+	if err != nil {
+		return badInput(err, "the token is damaged; ask for a new one")
+	}
+	server, err := p.homeOf(c.Context, contact)
+	if err != nil {
+		return err
+	}
+	p.tell("using the home server of the agent that invites: %s", server.HostPort())
+	return c.Set("server", server.String())
+}
+
+// homeOf fetches the card of an agent and returns the server it was found at.
+func (p *program) homeOf(ctx context.Context, contact ipam.Contact) (crypto.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, cardTimeout)
+	defer cancel()
+	data, err := relay.FetchCard(ctx, relay.DialConfig{
+		Server: crypto.Server{Host: contact.Host, Port: contact.Port}, Now: p.now, Logger: p.logger(false),
+	}, contact.Fingerprint)
+	if err != nil {
+		return crypto.Server{}, overlay.Errorf(overlay.CodeTimeout, "fetch the card of the agent that invites: %v", err).
+			WithHint("is %s reachable from here? or name a home server with --server", contact.HostPort()).Retry()
+	}
+	card, err := crypto.ParseCard(data)
+	if err != nil || card.Key.Fingerprint() != contact.Fingerprint {
+		return crypto.Server{}, overlay.Errorf(overlay.CodeInternal, "%s gave a card that is not of the agent that invites", contact.HostPort())
+	}
+	for _, s := range card.Servers {
+		if s.Host == contact.Host && s.Port == contact.Port {
+			return s, nil
+		}
+	}
+	return crypto.Server{}, overlay.Errorf(overlay.CodeNotFound, "the agent that invites has no home server at %s any more", contact.HostPort()).
+		WithHint("name one with --server")
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/overlay"
+)
+
+// A trustList is all trust, given and asked for.
+type trustList struct {
+	Peers    []overlay.Peer    `json:"peers"`
+	Incoming []overlay.Request `json:"incoming"`
+	Outgoing []overlay.Request `json:"outgoing"`
+}
+
+func (p *program) listCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "list",
+		Usage: "list who is trusted, with which ports, and what is asked",
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			client, err := p.client(c)
+			if err != nil {
+				return err
+			}
+			var l trustList
+			if l.Peers, err = client.Peers(c.Context); err != nil {
+				return err
+			}
+			if l.Incoming, err = client.Pending(c.Context); err != nil {
+				return err
+			}
+			if l.Outgoing, err = client.Outgoing(c.Context); err != nil {
+				return err
+			}
+			return p.result(l, func(w io.Writer) { p.listText(w, l) })
+		},
+	}
+}
+
+func (p *program) listText(w io.Writer, l trustList) {
+	if len(l.Peers)+len(l.Outgoing)+len(l.Incoming) == 0 {
+		fmt.Fprintln(w, "no trust yet: pilotctl trust request CONTACT --reason TEXT, or pilotctl trust invite")
+		return
+	}
+	t := newTable(w)
+	t.row("PEER", "TRUST", "MAY REACH HERE", "WE MAY REACH", "EXPIRES", "FINGERPRINT")
+	for _, peer := range l.Peers {
+		t.row(peer.Name, peer.Trust, portsText(peer.In), portsText(peer.Out), p.until(peer.Expires), peer.Fingerprint)
+	}
+	for _, r := range l.Outgoing {
+		t.row(plain(either(r.Name, r.Address)), "asked", portsText(r.Offer), portsText(r.Ports), p.until(r.Expires), r.Fingerprint)
+	}
+	for _, r := range l.Incoming {
+		t.row(plain(either(r.Name, r.Address)), "asks us", portsText(r.Ports), portsText(r.Offer), p.until(r.Expires), r.Fingerprint)
+	}
+	t.close()
+	if n := len(l.Incoming); n > 0 {
+		fmt.Fprintf(w, "waiting for a decision here: %d; pilotctl trust pending\n", n)
+	}
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
+)
+
+func (p *program) statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show requests that wait, this agent, its servers and peers",
+		Description: `--check live succeeds when the daemon answers, --check ready when a home server
+knows it too; otherwise the exit status is 9.`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "watch", Usage: "show it again every --interval"},
+			&cli.DurationFlag{Name: "interval", Value: time.Second, Usage: "with --watch"},
+			&cli.StringFlag{Name: "check", Usage: "live or ready: print nothing else, exit 0 or 9"},
+			&cli.BoolFlag{Name: "drops", Usage: "count the dropped packets by reason"},
+		},
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			client, err := p.client(c)
+			if err != nil {
+				return err
+			}
+			show := func() error {
+				s, err := client.Status(c.Context)
+				if err != nil {
+					return err
+				}
+				return p.result(s, func(w io.Writer) { p.statusText(w, s, c.Bool("drops")) })
+			}
+			switch {
+			case c.IsSet("check"):
+				return p.check(c, client)
+			case c.Bool("watch"):
+				return p.repeat(c.Context, c.Duration("interval"), show)
+			}
+			return show()
+		},
+	}
+}
+
+// repeat calls show now and at every tick, until ctx ends or show fails.
+func (p *program) repeat(ctx context.Context, every time.Duration, show func() error) error {
+	if every < 100*time.Millisecond {
+		return usagef("--interval %v is too short: at least 100ms", every)
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if !p.json && p.terminal() {
+			fmt.Fprint(p.stdout, "\x1b[H\x1b[2J")
+		}
+		if err := show(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *program) check(c *cli.Context, client *api.Client) error {
+	level := c.String("check")
+	if level != "live" && level != "ready" {
+		return usagef("--check %.40q: want live or ready", level)
+	}
+	s, err := client.Status(c.Context)
+	if err != nil {
+		return &statusError{status: exitCheckFailed, err: err}
+	}
+	if level == "ready" && !ready(s) {
+		e := overlay.Errorf(overlay.CodePeerOffline, "not ready: %s", notReady(s)).WithHint("pilotctl status tells more").Retry()
+		return &statusError{status: exitCheckFailed, err: e}
+	}
+	return p.result(map[string]string{"check": level, "state": s.State}, func(w io.Writer) { fmt.Fprintln(w, level) })
+}
+
+// ready says whether others can find this agent: a home server knows it.
+func ready(s overlay.Status) bool {
+	return slices.ContainsFunc(s.Servers, func(s overlay.ServerStatus) bool { return s.State == "registered" })
+}
+
+func notReady(s overlay.Status) string {
+	if len(s.Servers) == 0 {
+		return "no home server is configured"
+	}
+	var reasons []string
+	for _, server := range s.Servers {
+		reasons = append(reasons, serverText(server))
+	}
+	return strings.Join(reasons, "; ")
+}
+
+// serverText is one server's state, without its key.
+func serverText(s overlay.ServerStatus) string {
+	host, _, _ := strings.Cut(s.Server, "#")
+	text := host + " " + s.State
+	if s.State == "registered" {
+		if rtt := millis(s.RTTMillis); rtt != "" {
+			text += ", " + rtt
+		}
+		if s.Observed != "" {
+			text += ", sees us as " + s.Observed
+		}
+		if !s.Claimed {
+			text += ", address not claimed yet"
+		}
+	}
+	if s.Error != "" {
+		text += ": " + s.Error
+	}
+	if s.TLSWarning != "" {
+		text += " (TLS: " + s.TLSWarning + ")"
+	}
+	return text
+}
+
+func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
+	if len(s.Requests) > 0 {
+		p.requestsText(w, s.Requests)
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "%s is %s\n", s.Name, strings.ReplaceAll(either(s.State, "running"), "_", " "))
+	facts(w, "address", s.Address, "ula", s.ULA, "contact", s.Contact)
+	if !s.Claimed {
+		facts(w, "claim", "unclaimed: not every home server has confirmed the address")
+	}
+	for _, server := range s.Servers {
+		facts(w, "server", serverText(server))
+	}
+	if len(s.Servers) == 0 {
+		facts(w, "server", "none: others cannot find this agent; pilotctl up --server HOST#KEY")
+	}
+	device := s.Device.Name
+	if device != "" {
+		device += ", MTU " + strconv.Itoa(s.Device.MTU)
+	}
+	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)),
+		"up for", span(p.now().Sub(s.Started)))
+	for _, warning := range s.Warnings {
+		facts(w, "warning", warning)
+	}
+	fmt.Fprintln(w)
+	p.peerTable(w, s.Peers)
+	if drops {
+		fmt.Fprintln(w)
+		dropTable(w, s.Drops)
+	}
+}
+
+func dropTable(w io.Writer, drops map[string]uint64) {
+	t := newTable(w)
+	t.row("DROPPED", "PACKETS")
+	for _, reason := range slices.Sorted(maps.Keys(drops)) {
+		t.row(strings.ReplaceAll(reason, "_", " "), strconv.FormatUint(drops[reason], 10))
+	}
+	t.close()
+}
