@@ -1,0 +1,102 @@
+package overlay
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/tun"
+)
+
+// Config says what node New makes. The zero value of an optional field chooses
+// the default named beside it.
+type Config struct {
+	// StateDir is the directory that holds the agent's secrets and trust.
+	StateDir string
+	// Name is what the agent calls itself, and what it suggests to others.
+	Name string
+	// Identity is who it is.
+	Identity ipam.Identity
+	// Servers are its home servers; at most MaxServers are used.
+	Servers []crypto.Server
+	// Device is the virtual NIC; the node closes it. Nil: OpenDevice is called
+	// by New with the address of the identity.
+	Device     tun.Device
+	OpenDevice func(tun.Config) (tun.Device, error) // nil: tun.Open
+	DeviceName string                               // default "pilot0"
+	// HostsFile receives the names of trusted peers; empty for none.
+	HostsFile string
+	// Port of the UDP socket; 0: the stored one, or one that the system chooses
+	// and that is then stored.
+	Port uint16
+	// Takeover makes this instance win over another one that runs with the same
+	// key.
+	Takeover bool
+	// Version is told in Status.
+	Version string
+	// Underlay is the network that the tunnels run on; nil: the host's.
+	Underlay Underlay
+	// Clock tells the time; nil: the host's.
+	Clock Clock
+	// Logger receives what an operator should know; nil for nobody.
+	Logger *slog.Logger
+}
+
+// MaxServers is the number of home servers an agent registers with.
+const MaxServers = 4
+
+// An Underlay is the network under the tunnels. Tests inject one in memory.
+type Underlay interface {
+	// ListenUDP opens the agent's one UDP socket.
+	ListenUDP(port uint16) (natt.PacketConn, error)
+	// DialContext opens the stream to a home server.
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+	// LookupNetIP resolves a server's name.
+	LookupNetIP(ctx context.Context, host string) ([]netip.Addr, error)
+	// Interfaces lists the host's addresses with the networks they are on.
+	Interfaces() ([]netip.Prefix, error)
+	// Changes tells that the host's network changed, until ctx ends; nil if
+	// the host cannot tell.
+	Changes(ctx context.Context) <-chan struct{}
+}
+
+// A Clock tells time. Boot never goes backwards and counts sleep; it is what
+// the age of keys is measured with.
+type Clock interface {
+	Now() time.Time
+	Boot() time.Duration
+}
+
+// hostUnderlay is the network of this machine.
+type hostUnderlay struct{ log *slog.Logger }
+
+func (h hostUnderlay) ListenUDP(port uint16) (natt.PacketConn, error) {
+	return natt.Listen(natt.ListenConfig{
+		Addr:         netip.AddrPortFrom(netip.IPv6Unspecified(), port),
+		DontFragment: true,
+		Logger:       h.log,
+	})
+}
+
+func (hostUnderlay) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+func (hostUnderlay) LookupNetIP(ctx context.Context, host string) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip.Unmap()}, nil
+	}
+	list, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	for i := range list {
+		list[i] = list[i].Unmap()
+	}
+	return list, err
+}
+
+func (hostUnderlay) Interfaces() ([]netip.Prefix, error) { return natt.Interfaces() }

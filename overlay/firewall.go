@@ -1,0 +1,150 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/pilotnet/pilot/trust"
+)
+
+// A policy is what one peer may do, compiled from its grant. It is immutable;
+// a change of the grant publishes another with a higher version.
+type policy struct {
+	version uint64
+	in      trust.Scope   // what the peer may reach here
+	out     trust.Scope   // what we may reach there
+	until   time.Duration // on the node's boot clock; 0: no end
+}
+
+func (p *policy) live(now time.Duration) bool { return p != nil && (p.until == 0 || now < p.until) }
+
+// A firewall decides on inner packets. Default deny in. It allocates nothing
+// and is safe for concurrent use.
+type firewall struct {
+	own   [16]byte // this agent's ULA
+	flows *flowTable
+	frags *fragTable
+}
+
+func newFirewall(own [16]byte) *firewall {
+	return &firewall{own: own, flows: newFlowTable(), frags: newFragTable()}
+}
+
+// admit decides on a packet that came out of a session with the peer, in the
+// order of the protocol page: version (checked when the item was cut), source,
+// destination, then scope, then flows that we opened.
+func (f *firewall) admit(p []byte, from *peer, pol *policy, h *header, now time.Duration) dropReason {
+	if [16]byte(p[8:24]) != from.ula {
+		return dropInSource
+	}
+	if [16]byte(p[24:40]) != f.own {
+		return dropInDestination // else the kernel would forward it into the LAN
+	}
+	if !pol.live(now) {
+		return dropInScope
+	}
+	if r := h.parse(p); r != parsed {
+		return r
+	}
+	t := tick(now)
+	if h.fragment == laterFragment {
+		if f.frags.admitted(from.node, h.fragID, t) {
+			return parsed
+		}
+		return dropInFragment
+	}
+	r := f.admitTransport(p, from, pol, h, t)
+	if r == parsed && h.fragment == firstFragment {
+		f.frags.admit(from.node, h.fragID, t)
+	}
+	return r
+}
+
+func (f *firewall) admitTransport(p []byte, from *peer, pol *policy, h *header, t uint16) dropReason {
+	if h.proto == protoICMPv6 {
+		return f.admitICMP(from, pol, h, t)
+	}
+	if h.proto == protoUDP && h.fragment == notFragment && int(binary.BigEndian.Uint16(p[ipv6HeaderSize+4:])) != len(p)-ipv6HeaderSize {
+		return dropInHeader
+	}
+	k := flowKey{peer: from.node, proto: h.proto, local: h.dst, remote: h.src}
+	if pol.in.Allows(h.proto, h.dst) {
+		f.flows.admitted(k, pol.version, t)
+		return parsed
+	}
+	if h.proto == protoTCP && h.opensTCP() {
+		return dropInScope
+	}
+	if f.flows.inbound(k, pol.version, t) {
+		return parsed
+	}
+	return dropInScope
+}
+
+// ICMPv6 types (RFC 4443).
+const (
+	icmpUnreachable  = 1
+	icmpTooBig       = 2
+	icmpTimeExceeded = 3
+	icmpParameter    = 4
+	icmpEchoRequest  = 128
+	icmpEchoReply    = 129
+)
+
+// admitICMP lets echo pass with any scope and errors only when they quote a
+// packet of a flow between the two; neighbour discovery, router and multicast
+// messages have no business in a tunnel.
+func (f *firewall) admitICMP(from *peer, pol *policy, h *header, t uint16) dropReason {
+	switch h.src >> 8 {
+	case icmpEchoRequest, icmpEchoReply:
+		return parsed
+	case icmpUnreachable, icmpTooBig, icmpTimeExceeded, icmpParameter:
+	default:
+		return dropInICMP
+	}
+	q := h.icmpBody
+	if h.fragment != notFragment || len(q) < ipv6HeaderSize+4 || q[0]>>4 != 6 ||
+		[16]byte(q[8:24]) != f.own || [16]byte(q[24:40]) != from.ula {
+		return dropInICMP
+	}
+	switch q[6] {
+	case protoTCP, protoUDP:
+		k := flowKey{peer: from.node, proto: q[6],
+			local: binary.BigEndian.Uint16(q[40:]), remote: binary.BigEndian.Uint16(q[42:])}
+		if f.flows.known(k, pol.version, t) {
+			return parsed
+		}
+	case protoICMPv6:
+		if q[40] == icmpEchoRequest || q[40] == icmpEchoReply {
+			return parsed
+		}
+	}
+	return dropInICMP
+}
+
+// sent decides on a packet that the kernel wants to send to the peer, and
+// remembers its flow. The grant of the other side binds at the other side; it
+// is looked at here only so that a program gets an error at once instead of
+// silence.
+func (f *firewall) sent(p []byte, to *peer, pol *policy, h *header, now time.Duration) dropReason {
+	if !pol.live(now) {
+		return dropOutScope
+	}
+	if h.parse(p) != parsed {
+		return dropOutVersion
+	}
+	if h.fragment == laterFragment || h.proto == protoICMPv6 {
+		return parsed
+	}
+	k := flowKey{peer: to.node, proto: h.proto, local: h.src, remote: h.dst}
+	t := tick(now)
+	opens := h.proto == protoTCP && h.opensTCP()
+	if pol.out.Allows(h.proto, h.dst) {
+		f.flows.outbound(k, pol.version, t, opens)
+		return parsed
+	}
+	if pol.in.Allows(h.proto, h.src) || f.flows.known(k, pol.version, t) {
+		return parsed // an answer
+	}
+	return dropOutScope
+}

@@ -1,0 +1,199 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
+
+// The flow table remembers who opened a flow, so that answers pass without a
+// grant. It is the one mutable structure that all packet goroutines share:
+// fixed in size, never allocating, one atomic word an entry. An entry is found
+// by a keyed 64-bit hash of the five-tuple, of which 16 bits choose the set and
+// 32 are compared: a trusted peer that guesses has a chance of 2^-32 a packet
+// and set way to hit a live entry, and cannot choose its hash.
+//
+//	63      32 31       17 16      15       0
+//	[ hash 32 ][version 15][opener][seen 16  ]
+//
+// version is that of the peer's policy when the entry was made or last
+// refreshed under the current policy: after a change of policy the old entries
+// admit nothing, but they still remember that the peer opened them, so that our
+// side's own retransmissions do not turn a withdrawn flow into one of ours.
+const (
+	flowSets    = 1 << 13
+	flowWays    = 8
+	flowTick    = 2 * time.Second
+	flowIdleTCP = uint16(2 * time.Hour / flowTick)
+	flowIdleUDP = uint16(3 * time.Minute / flowTick)
+)
+
+type flowTable struct {
+	seed maphash.Seed
+	sets [flowSets][flowWays]atomic.Uint64
+}
+
+// opener says which side's packet made the flow.
+type opener uint64
+
+const (
+	byUs   opener = 0
+	byPeer opener = 1
+)
+
+func newFlowTable() *flowTable { return &flowTable{seed: maphash.MakeSeed()} }
+
+// A flowKey is a five-tuple as this agent sees it; the local address is always
+// its own.
+type flowKey struct {
+	peer          uint32 // node ID
+	proto         uint8
+	local, remote uint16
+}
+
+func (t *flowTable) hash(k flowKey) uint64 {
+	var b [9]byte
+	binary.LittleEndian.PutUint32(b[0:], k.peer)
+	b[4] = k.proto
+	binary.LittleEndian.PutUint16(b[5:], k.local)
+	binary.LittleEndian.PutUint16(b[7:], k.remote)
+	return maphash.Bytes(t.seed, b[:])
+}
+
+// tick is now in units of flowTick; it wraps after 36 hours, far above every
+// idle limit.
+func tick(now time.Duration) uint16 { return uint16(now / flowTick) }
+
+const (
+	flowSeen    = 0xffff
+	flowOpener  = 1 << 16
+	flowVersion = 0x7fff << 17
+)
+
+func packFlow(h uint64, version uint64, o opener, seen uint16) uint64 {
+	w := h&^0xffffffff | version<<17&flowVersion | uint64(o)<<16 | uint64(seen)
+	if w == 0 { // the empty entry
+		w = 1
+	}
+	return w
+}
+
+func idleLimit(proto uint8) uint16 {
+	if proto == protoTCP {
+		return flowIdleTCP
+	}
+	return flowIdleUDP
+}
+
+// find returns the entry of k and its word, or nil.
+func (t *flowTable) find(h uint64, proto uint8, now uint16) (*atomic.Uint64, uint64) {
+	set := &t.sets[h%flowSets]
+	for i := range set {
+		w := set[i].Load()
+		if w != 0 && (w^h)>>32 == 0 && now-uint16(w) <= idleLimit(proto) {
+			return &set[i], w
+		}
+	}
+	return nil, 0
+}
+
+// outbound records a packet that we send. A flow that the peer opened stays the
+// peer's, unless opens says that this packet opens it anew.
+func (t *flowTable) outbound(k flowKey, version uint64, now uint16, opens bool) {
+	h := t.hash(k)
+	e, w := t.find(h, k.proto, now)
+	if e == nil {
+		t.insert(h, packFlow(h, version, byUs, now), now)
+		return
+	}
+	o := opener(w & flowOpener >> 16)
+	if o == byPeer && !opens {
+		return
+	}
+	if n := packFlow(h, version, byUs, now); n != w {
+		e.CompareAndSwap(w, n)
+	}
+}
+
+// inbound says whether the flow was opened by us under the current policy, and
+// refreshes it.
+func (t *flowTable) inbound(k flowKey, version uint64, now uint16) bool {
+	h := t.hash(k)
+	e, w := t.find(h, k.proto, now)
+	if e == nil || w&flowOpener != 0 || w&flowVersion != version<<17&flowVersion {
+		return false
+	}
+	if uint16(w) != now {
+		e.CompareAndSwap(w, packFlow(h, version, byUs, now))
+	}
+	return true
+}
+
+// admitted records a packet that the peer sent to a port it was granted.
+func (t *flowTable) admitted(k flowKey, version uint64, now uint16) {
+	h := t.hash(k)
+	e, w := t.find(h, k.proto, now)
+	n := packFlow(h, version, byPeer, now)
+	if e == nil {
+		t.insert(h, n, now)
+	} else if w != n && w&flowOpener != 0 {
+		e.CompareAndSwap(w, n)
+	}
+}
+
+// known says whether a live flow with this key exists under the current
+// policy, whoever opened it: what an ICMPv6 error must quote.
+func (t *flowTable) known(k flowKey, version uint64, now uint16) bool {
+	e, w := t.find(t.hash(k), k.proto, now)
+	return e != nil && w&flowVersion == version<<17&flowVersion
+}
+
+// insert takes a free entry of the set, or the one that has been idle longest.
+func (t *flowTable) insert(h, word uint64, now uint16) {
+	set := &t.sets[h%flowSets]
+	at, oldest := 0, -1
+	for i := range set {
+		w := set[i].Load()
+		if w == 0 {
+			at = i
+			break
+		}
+		if age := int(now - uint16(w)); age > oldest {
+			at, oldest = i, age
+		}
+	}
+	set[at].Store(word)
+}
+
+// A fragTable remembers, for ten seconds, the first fragments that were let
+// in, so that their followers pass. Fixed size; a collision can only make one
+// follower pass that names an admitted (peer, id) by a 48-bit accident.
+type fragTable struct {
+	seed maphash.Seed
+	n    [256]atomic.Uint64
+}
+
+const fragAdmit = uint16(10 * time.Second / flowTick)
+
+func newFragTable() *fragTable { return &fragTable{seed: maphash.MakeSeed()} }
+
+func (t *fragTable) slot(peer, id uint32) (*atomic.Uint64, uint64) {
+	var b [8]byte
+	binary.LittleEndian.PutUint32(b[0:], peer)
+	binary.LittleEndian.PutUint32(b[4:], id)
+	h := maphash.Bytes(t.seed, b[:])
+	return &t.n[bits.RotateLeft64(h, 8)%256], h &^ 0xffff
+}
+
+func (t *fragTable) admit(peer, id uint32, now uint16) {
+	e, h := t.slot(peer, id)
+	e.Store(h | uint64(now))
+}
+
+func (t *fragTable) admitted(peer, id uint32, now uint16) bool {
+	e, h := t.slot(peer, id)
+	w := e.Load()
+	return w != 0 && w&^0xffff == h && now-uint16(w) <= fragAdmit
+}

@@ -1,0 +1,339 @@
+package overlay
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/natt/relay"
+)
+
+// An attempt is a handshake that we began: INITs until a RESP comes.
+type attempt struct {
+	init  *crypto.Initiation
+	slot  *slotState
+	tries int
+	began time.Time
+	next  time.Time
+}
+
+// Waits between INITs; the last one repeats until giveUp.
+var initWaits = [...]time.Duration{
+	250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second,
+}
+
+const (
+	giveUp       = 90 * time.Second
+	nextTries    = 3 // INITs under the next pair state before the current one is tried too
+	directTries  = 4 // INITs that also go to the cached direct endpoint
+	clockTrusted = time.Hour
+)
+
+// connect begins a handshake, unless one is under way.
+func (l *link) connect(now instant) {
+	if l.try != nil || len(l.slots) == 0 || l.loop.superseded {
+		return
+	}
+	l.try = &attempt{began: now.wall, next: now.wall}
+	l.knockAgain(now)
+}
+
+// abandon ends the attempt.
+func (l *link) abandon() {
+	if l.try != nil && l.try.init != nil {
+		l.loop.forget(l.try.init.Index())
+	}
+	l.try = nil
+}
+
+// knockAgain sends the next INIT of the attempt, under a fresh ephemeral key, on
+// every way to the peer at once.
+func (l *link) knockAgain(now instant) {
+	t := l.try
+	if now.wall.Sub(t.began) >= giveUp {
+		l.abandon()
+		l.gone = noAnswer
+		l.wanted.Store(false)
+		l.stage.take()
+		return
+	}
+	if t.init != nil {
+		l.loop.forget(t.init.Index())
+	}
+	t.slot = l.slots[0]
+	if len(l.slots) > 1 && t.tries >= nextTries {
+		t.slot = l.slots[(t.tries-nextTries+1)%len(l.slots)]
+	}
+	when := l.loop.epochTime(now.wall)
+	init, err := t.slot.pair.Initiate(when, l.loop.newIndex(), crypto.InitPayload{
+		Millis: uint64(when.UnixMilli()), Instance: l.loop.instance,
+	})
+	if err != nil {
+		l.loop.log.Error("cannot make a handshake", "peer", l.book.Name, "err", err)
+		l.abandon()
+		return
+	}
+	t.init = init
+	l.loop.await(init.Index(), l)
+	l.sendInit(now, init.Message(), t.tries)
+	if t.tries == 2 && l.gone == "" {
+		l.gone = noAnswer
+	}
+	t.next = now.wall.Add(initWaits[min(t.tries, len(initWaits)-1)])
+	t.tries++
+}
+
+// sendInit sends one INIT over the path in use, through the peer's home servers
+// and to its last known direct endpoint.
+func (l *link) sendInit(now instant, msg []byte, tries int) {
+	var direct []netip.AddrPort
+	if p, ok := l.agent.Best(); ok && l.active != nil {
+		if p.Relayed() {
+			l.loop.frame(p, msg)
+		} else {
+			direct = append(direct, p.Remote)
+		}
+		if tries == 0 {
+			// A rekey over a path that works needs no other.
+			for _, a := range direct {
+				l.loop.datagram(a, msg)
+			}
+			return
+		}
+	}
+	if l.home.IsValid() && tries < directTries && (len(direct) == 0 || direct[0] != l.home) {
+		direct = append(direct, l.home)
+	}
+	for _, leg := range l.legs {
+		leg.visitor.open(now, l.loop, msg)
+	}
+	for p, at := range l.seen {
+		// The peer came to us over this channel of our own server not long ago.
+		if now.wall.Sub(at) < giveUp {
+			l.loop.frame(p, msg)
+		}
+	}
+	for _, a := range direct {
+		l.loop.datagram(a, msg)
+	}
+}
+
+// A visitor is a relay channel through one home server of a peer, with the
+// server's addresses as they become known.
+type visitor struct {
+	*relay.Visitor
+	host *serverHost
+}
+
+func (v *visitor) open(now instant, l *loop, inner []byte) {
+	addr, ok := v.host.addr()
+	if !ok {
+		l.resolve(v.host)
+		return
+	}
+	b, err := v.Open(now.wall, inner)
+	if err != nil {
+		l.log.Error("cannot open a relay channel", "err", err)
+		return
+	}
+	l.datagram(addr, b)
+}
+
+// path is the channel as a path, if it is open.
+func (v *visitor) path() (natt.Path, bool) {
+	addr, ok := v.host.addr()
+	if !ok || v.Channel() == 0 {
+		return natt.Path{}, false
+	}
+	return natt.Path{Remote: addr, Channel: v.Channel()}, true
+}
+
+// response takes a RESP to our attempt.
+func (l *link) response(now instant, e event) {
+	t := l.try
+	if t == nil || t.init == nil {
+		l.loop.drops.add(dropInRespIndex)
+		return
+	}
+	_, keys, remote, err := t.init.Complete(e.body)
+	if err != nil {
+		l.loop.drops.add(dropInAuth)
+		return
+	}
+	s := l.newSession(now, crypto.NewSession(keys, t.init.Index(), remote), t.slot, true)
+	s.confirmed.Store(true)
+	slot := t.slot
+	l.abandon()
+	l.connected(now, s, slot, e.path)
+	if l.active == s {
+		// Our first data confirms the session to the peer; without any, a
+		// keepalive does.
+		l.loop.send.item(l.peer, l.over(e.path), appendItem(nil, itemKeepalive, nil), 0)
+		l.loop.send.flush()
+	}
+}
+
+func (l *link) newSession(now instant, s *crypto.Session, slot *slotState, initiated bool) *liveSession {
+	live := &liveSession{sessionEntry: &sessionEntry{
+		Session: s, peer: l.peer, slot: slot.id, initiated: initiated, created: now.boot,
+	}}
+	l.sessions = append(l.sessions, live)
+	l.loop.putSession(live.sessionEntry)
+	return live
+}
+
+// connected does what a confirmed session means: it may be sent on, its path is
+// one that works, and a new pair state that it was made under is final.
+func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt.Path) {
+	l.gone = ""
+	if slot.next {
+		l.loop.confirmSlot(l.key, slot.id)
+	}
+	if path.Relayed() {
+		l.seen[path] = now.wall
+	}
+	l.relays(now)
+	l.agent.Connected(now.wall, path)
+	l.choose(now)
+	if l.active == s {
+		l.abandon()
+		l.publish(nil)
+	}
+	l.loop.log.Debug("session", "peer", l.book.Name, "path", describe(path), "initiated", s.initiated)
+}
+
+// confirm takes the first DATA of a session that we answered.
+func (l *link) confirm(now instant, e event) {
+	for _, s := range l.sessions {
+		if s.sessionEntry != e.entry {
+			continue
+		}
+		l.last = s.millis
+		slot := l.slot(s.slot)
+		if slot == nil {
+			return // the pair state was replaced meanwhile
+		}
+		l.connected(now, s, slot, e.path)
+		return
+	}
+}
+
+// relays tells the agent which relay paths lead to the peer now.
+func (l *link) relays(now instant) {
+	var paths []natt.Path
+	for _, leg := range l.legs {
+		if p, ok := leg.visitor.path(); ok && !leg.visitor.Stale() {
+			paths = append(paths, p)
+		}
+	}
+	for p, at := range l.seen {
+		if now.wall.Sub(at) > channelIdle {
+			delete(l.seen, p)
+			continue
+		}
+		paths = append(paths, p)
+	}
+	l.agent.Relays(now.wall, paths)
+}
+
+// channelIdle is how long a relay channel that the peer used is taken to exist.
+const channelIdle = 4 * time.Minute
+
+// An initGuard stands before the arithmetic of a handshake: every INIT is
+// answered once, and a peer gets two answers a second.
+type initGuard struct {
+	seen   map[[16]byte]struct{}
+	order  [][16]byte
+	tokens float64
+	filled time.Duration
+}
+
+const (
+	guardKept  = 256
+	guardRate  = 2.0 // INITs a second
+	guardBurst = 8.0
+	tentative  = 20 * time.Second
+)
+
+// admit decides on an INIT whose MAC is right.
+func (g *initGuard) admit(mac [16]byte, now time.Duration) dropReason {
+	if _, ok := g.seen[mac]; ok {
+		return dropInInitSeen
+	}
+	if g.seen == nil {
+		g.seen = make(map[[16]byte]struct{})
+		g.tokens = guardBurst
+	}
+	g.tokens = min(guardBurst, g.tokens+(now-g.filled).Seconds()*guardRate)
+	g.filled = now
+	if g.tokens < 1 {
+		return dropInInitBudget
+	}
+	g.tokens--
+	if len(g.order) == guardKept {
+		delete(g.seen, g.order[0])
+		g.order = append(g.order[:0], g.order[1:]...)
+	}
+	g.seen[mac] = struct{}{}
+	g.order = append(g.order, mac)
+	return parsed
+}
+
+// initiation answers an INIT of the peer. Nothing of the peer's state changes
+// before the session that results is confirmed by data.
+func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
+	if r := l.inits.admit(crypto.InitMAC(e.body), now.boot); r != parsed {
+		return r
+	}
+	var observed netip.AddrPort
+	if !e.path.Relayed() {
+		observed = e.path.Remote
+	}
+	index := l.loop.newIndex()
+	msg, in, keys, err := slot.pair.Respond(e.body, index, crypto.RespPayload{Observed: observed})
+	if err != nil {
+		return dropInAuth
+	}
+	if in.Millis <= l.last {
+		// An old time is a wrong clock, a restored backup or a replay: one try
+		// in twenty seconds, and only data moves the time back.
+		if l.tried != 0 && now.boot-l.tried < tentative {
+			return dropInInitBudget
+		}
+		l.tried = now.boot
+	}
+	unconfirmed := 0
+	for i := len(l.sessions) - 1; i >= 0; i-- {
+		if s := l.sessions[i]; !s.confirmed.Load() {
+			if unconfirmed++; unconfirmed >= maxUnconfirmed {
+				l.remove(s)
+			}
+		}
+	}
+	sender, _, _ := crypto.InitHeader(e.body)
+	s := l.newSession(now, crypto.NewSession(keys, index, sender), slot, false)
+	s.millis = in.Millis
+	if e.path.Relayed() {
+		l.loop.frame(e.path, msg)
+	} else {
+		l.loop.datagram(e.path.Remote, msg)
+	}
+	return parsed
+}
+
+// newIndex draws a receiver index that is free in the session table.
+func (l *loop) newIndex() uint32 {
+	t := l.snapshot.Load().sessions
+	var b [4]byte
+	for {
+		// crypto/rand never fails (it ends the process instead).
+		_, _ = rand.Read(b[:])
+		i := binary.BigEndian.Uint32(b[:])
+		if _, taken := l.waits[i]; i != 0 && !taken && t.free(i) {
+			return i
+		}
+	}
+}

@@ -1,0 +1,366 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/natt/relay"
+)
+
+// A serverHost is a rendezvous server's name with its addresses. Homes and
+// peers' legs that name the same server share one.
+type serverHost struct {
+	server    crypto.Server
+	addrs     []netip.Addr
+	looked    time.Time // last look-up
+	resolving bool
+	err       error
+	users     int
+}
+
+const (
+	lookUpAgain = 5 * time.Minute
+	lookUpRetry = 5 * time.Second
+)
+
+// addr is the address to send to: the first of the name's.
+func (h *serverHost) addr() (netip.AddrPort, bool) {
+	if len(h.addrs) == 0 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(h.addrs[0], h.server.Port), true
+}
+
+// host returns the shared entry of a server and sees to its address.
+func (l *loop) host(s crypto.Server) *serverHost {
+	name := s.String()
+	h := l.hosts[name]
+	if h == nil {
+		h = &serverHost{server: s}
+		if ip, err := netip.ParseAddr(s.Host); err == nil {
+			h.addrs = []netip.Addr{ip.Unmap()}
+		}
+		l.hosts[name] = h
+	}
+	h.users++
+	l.resolve(h)
+	return h
+}
+
+// resolve looks a server's name up beside the loop. The old addresses stand
+// until there are new ones.
+func (l *loop) resolve(h *serverHost) {
+	if _, err := netip.ParseAddr(h.server.Host); err == nil {
+		l.publishServers()
+		return
+	}
+	since := l.clock.Now().Sub(h.looked)
+	if h.resolving || len(h.addrs) > 0 && since < lookUpAgain || !h.looked.IsZero() && since < lookUpRetry {
+		return
+	}
+	h.resolving = true
+	l.jobs.do(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		addrs, err := l.underlay.LookupNetIP(ctx, h.server.Host)
+		l.post(func(now instant) {
+			h.resolving, h.looked, h.err = false, now.wall, err
+			if len(addrs) > 0 {
+				h.addrs = addrs
+				l.publishServers()
+			}
+			for _, s := range l.servers {
+				if s.host == h {
+					s.advance(now)
+				}
+			}
+		})
+	})
+}
+
+// publishServers tells the reader which addresses are servers of ours or of our
+// peers: messages of servers from elsewhere stop there.
+func (l *loop) publishServers() {
+	n := *l.snapshot.Load()
+	n.servers = make(map[netip.AddrPort]bool)
+	for _, h := range l.hosts {
+		if a, ok := h.addr(); ok {
+			n.servers[a] = true
+		}
+	}
+	l.snapshot.Store(&n)
+}
+
+// A home is one of our home servers.
+type home struct {
+	loop    *loop
+	host    *serverHost
+	machine *relay.Home
+	alarm   alarm
+
+	claimed    bool
+	refused    error // the server will not have our address: it is not used
+	lastErr    error
+	tlsWarning string
+	busy       bool // a control channel is open or being opened
+	claimDue   bool
+	mailDue    bool
+	retry      time.Time // no control channel before
+	wait       time.Duration
+	since      time.Time // when the machine began to wait for an answer
+}
+
+func (l *loop) newHome(s crypto.Server, takeover bool) *home {
+	h := &home{loop: l, host: l.host(s), machine: relay.NewHome(relay.HomeConfig{
+		Server: s.Key, Static: l.secrets.registration, Key: l.id.Key.Public(),
+		Instance: l.instance, Takeover: takeover,
+	})}
+	h.alarm.ring = h.advance
+	h.claimed = l.claimedAt(s)
+	h.claimDue = !h.claimed
+	return h
+}
+
+func (h *home) kick(now instant) {
+	h.machine.Kick(now.wall)
+	h.advance(now)
+}
+
+func (h *home) bye(now instant) {
+	if b := h.machine.Bye(now.wall); b != nil {
+		if addr, ok := h.host.addr(); ok {
+			h.loop.datagram(addr, b)
+		}
+	}
+}
+
+// advance sends what the machine has to say and opens a control channel if one
+// is wanted.
+func (h *home) advance(now instant) {
+	next := now.wall.Add(lookUpRetry)
+	if addr, ok := h.host.addr(); ok {
+		for _, b := range h.machine.Advance(now.wall) {
+			if h.since.IsZero() {
+				h.since = now.wall
+			}
+			h.loop.datagram(addr, b)
+		}
+		h.events(now, h.machine.Events())
+		next = h.machine.Next()
+		if h.machine.Registered() {
+			h.loop.resolve(h.host)
+		}
+	} else {
+		h.loop.resolve(h.host)
+	}
+	if (h.claimDue || h.mailDue) && !h.busy && h.refused == nil && !h.loop.superseded {
+		if now.wall.Before(h.retry) {
+			if next.IsZero() || h.retry.Before(next) {
+				next = h.retry
+			}
+		} else if _, ok := h.host.addr(); ok {
+			h.control(now)
+		}
+	}
+	h.loop.alarms.set(&h.alarm, next)
+}
+
+// events acts on what happened to the home session.
+func (h *home) events(now instant, events []relay.HomeEvent) {
+	l := h.loop
+	for _, e := range events {
+		switch e.Kind {
+		case relay.Registered:
+			h.since, h.lastErr = time.Time{}, nil
+			l.log.Info("registered", "server", h.host.server.HostPort(), "observed", e.Addr)
+			h.mailDue = true
+			l.setSkew(now, e.Time)
+			l.kickOutbox()
+		case relay.Observed:
+			l.updateCandidates(now)
+		case relay.MailWaiting:
+			h.mailDue = true
+		case relay.Unknown:
+			h.claimDue, h.claimed = true, false
+		case relay.Superseded:
+			l.supersede(now)
+		case relay.ServerTime:
+			l.setSkew(now, e.Time)
+		case relay.Lost:
+			h.lastErr = errors.New("no answer")
+			h.since = now.wall
+			l.log.Warn("home server does not answer", "server", h.host.server.HostPort())
+		case relay.ChannelLost:
+			l.channelLost(now, e.Channel)
+		}
+	}
+}
+
+// setSkew takes a home server's time for knock tags if our clock is plainly
+// wrong.
+func (l *loop) setSkew(now instant, server time.Time) {
+	d := server.Sub(now.wall.Round(0))
+	if server.IsZero() {
+		return
+	}
+	if d > -clockTrusted && d < clockTrusted {
+		d = 0
+	}
+	if d != l.skew {
+		l.skew = d
+		l.tags.advance(crypto.Epoch(l.epochTime(now.wall)))
+		if d != 0 {
+			l.log.Warn("this machine's clock is wrong; handshakes use the home server's", "off", -d)
+		}
+	}
+}
+
+// supersede stops the tunnels: a younger instance of this key has taken over.
+func (l *loop) supersede(now instant) {
+	if l.superseded {
+		return
+	}
+	l.superseded = true
+	l.log.Error("another instance with this key has taken over; stop it, or run `pilotctl up --takeover` here")
+	for _, k := range l.links {
+		k.disconnect()
+		k.advance(now)
+	}
+}
+
+// serverMessage gives a rendezvous server's datagram to whoever waits for it.
+func (l *loop) serverMessage(now instant, e event) {
+	from := e.path.Remote
+	for _, h := range l.servers {
+		if a, ok := h.host.addr(); !ok || a != from {
+			continue
+		}
+		events, err := h.machine.Receive(now.wall, e.body)
+		h.events(now, events)
+		h.advance(now)
+		if err == nil {
+			return
+		}
+	}
+	for _, k := range l.links {
+		for _, leg := range k.legs {
+			a, ok := leg.visitor.host.addr()
+			if !ok || a != from || leg.visitor.Receive(now.wall, e.body) != nil {
+				continue
+			}
+			for _, b := range leg.visitor.Advance(now.wall) {
+				l.datagram(from, b)
+			}
+			if leg.visitor.Stale() && k.active != nil {
+				leg.visitor.open(now, l, nil) // the server was restarted, or we moved
+			}
+			k.relays(now)
+			k.advance(now)
+			return
+		}
+	}
+}
+
+// channelLost forgets a channel of our own server that a peer used.
+func (l *loop) channelLost(now instant, channel uint64) {
+	for _, k := range l.links {
+		for p := range k.seen {
+			if p.Channel == channel {
+				delete(k.seen, p)
+				k.relays(now)
+				k.advance(now)
+				return
+			}
+		}
+	}
+}
+
+// Waits between control channels after a failure.
+const (
+	controlFirst = time.Second
+	controlMost  = 2 * time.Minute
+)
+
+// control opens a control channel beside the loop, claims what is to be claimed
+// and fetches the mail.
+func (h *home) control(now instant) {
+	h.busy = true
+	claim, mail := h.claimDue, h.mailDue
+	h.mailDue = false
+	l := h.loop
+	static := l.secrets.registration
+	cfg := relay.DialConfig{
+		Server: h.host.server, Static: &static, Key: l.id.Key.Public(),
+		DialContext: l.underlay.DialContext, Logger: l.log, Now: l.clock.Now,
+	}
+	l.jobs.do(func(ctx context.Context) {
+		warning, err := l.controlJob(ctx, cfg, claim, mail)
+		l.post(func(now instant) {
+			h.busy = false
+			if warning != "" {
+				h.tlsWarning = warning
+			}
+			h.controlled(now, claim, mail, err)
+		})
+	})
+}
+
+// controlJob runs beside the loop.
+func (l *loop) controlJob(ctx context.Context, cfg relay.DialConfig, claim, mail bool) (warning string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	c, err := relay.Dial(ctx, cfg)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if claim {
+		card := l.secrets.card()
+		parsed, err := crypto.ParseCard(card)
+		if err != nil {
+			return c.TLSWarning(), fmt.Errorf("own card: %w", err)
+		}
+		own := ipam.Claim{
+			Addr: l.id.Addr(), Key: l.id.Key.Public(), Counter: l.id.Counter,
+			Registration: static(cfg), Serial: parsed.Serial,
+		}
+		if err := c.Claim(ctx, own.Sign(l.id.Key), card); err != nil {
+			return c.TLSWarning(), err
+		}
+	}
+	if mail {
+		err = l.fetchMail(ctx, c)
+	}
+	return c.TLSWarning(), err
+}
+
+func static(c relay.DialConfig) crypto.DHPublic { return c.Static.Public() }
+
+// controlled takes the result of a control channel.
+func (h *home) controlled(now instant, claim, mail bool, err error) {
+	l := h.loop
+	switch {
+	case err == nil:
+		h.wait, h.retry = 0, time.Time{}
+		if claim {
+			h.claimDue, h.claimed, h.lastErr = false, true, nil
+			l.storeClaimed(h.host.server)
+			h.machine.Kick(now.wall)
+		}
+	case errors.Is(err, relay.ErrAddressTaken):
+		h.refused, h.lastErr = err, err
+		l.log.Error("address refused; this server is not used", "server", h.host.server.HostPort(), "err", err)
+	default:
+		h.lastErr = err
+		h.mailDue = h.mailDue || mail
+		h.wait = min(max(2*h.wait, controlFirst), controlMost)
+		h.retry = now.wall.Add(h.wait)
+		l.log.Warn("control channel failed", "server", h.host.server.HostPort(), "err", err, "retry", h.wait)
+	}
+	h.advance(now)
+}

@@ -1,0 +1,393 @@
+package overlay
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/trust"
+)
+
+// A link is the control loop's view of one trusted agent: its pair states, its
+// sessions, and how it is reached. Only the loop touches it.
+type link struct {
+	*peer
+	loop *loop
+	book trust.Peer
+
+	slots    []*slotState // next first, then current
+	sessions []*liveSession
+	active   *liveSession
+	try      *attempt
+	inits    initGuard
+	last     uint64        // newest INIT time that led to a confirmed session, unix ms
+	tried    time.Duration // when the last tentative handshake was answered
+
+	agent *natt.Agent
+	legs  []*leg
+	seen  map[natt.Path]time.Time // relay paths that the peer used towards us
+	home  netip.AddrPort          // cached direct endpoint
+
+	alarm  alarm
+	rx, tx uint64        // counters at the last tick
+	acked  time.Duration // when we last sent for the sake of being heard
+	busy   time.Duration // when user data last flowed
+	gone   string        // why the peer is believed away, for status
+}
+
+// A slotState is one pair state made ready for handshakes.
+type slotState struct {
+	id    [32]byte
+	pair  *crypto.Pair
+	knock *knock
+	next  bool
+}
+
+// A liveSession is a session with what the loop must know about it.
+type liveSession struct {
+	*sessionEntry
+	millis uint64        // time in the INIT that made it, if the peer's
+	retire time.Duration // 0: not replaced yet
+}
+
+// A leg is the way through one home server of the peer.
+type leg struct {
+	server  crypto.Server
+	visitor visitor
+}
+
+// Limits of a link.
+const (
+	maxUnconfirmed  = 4
+	retireAfter     = 10 * time.Second
+	tieWindow       = 5 * time.Second // two sessions this close were begun by both sides at once
+	tickEvery       = 100 * time.Millisecond
+	ackAfter        = 200 * time.Millisecond
+	sleepAfter      = 5 * time.Second
+	responderRekeys = crypto.RekeyAfterTime + 20*time.Second // if the initiator has not
+	legsUsed        = 2
+)
+
+// setSlots brings the pair states and their knock tags in line with the book.
+func (l *link) setSlots(book trust.Peer) error {
+	old := l.slots
+	l.book, l.slots = book, nil
+	for _, s := range []*trust.Slot{book.Next, book.Current} {
+		if s == nil {
+			continue
+		}
+		kept := false
+		for _, o := range old {
+			if o.id == s.ID {
+				o.next = s == book.Next
+				l.slots, kept = append(l.slots, o), true
+			}
+		}
+		if kept {
+			continue
+		}
+		pair, err := crypto.NewPair(crypto.PairConfig{
+			Local: l.loop.id.Key.Public(), Remote: l.key,
+			LocalAddr: l.loop.id.Addr().Bytes(), RemoteAddr: book.Addr,
+			Static: s.Static, RemoteStatic: s.RemoteStatic, Secret: s.Secret,
+		})
+		if err != nil {
+			return err
+		}
+		k := &knock{peer: l.key, slot: s.ID, pair: pair}
+		l.slots = append(l.slots, &slotState{id: s.ID, pair: pair, knock: k, next: s == book.Next})
+		l.loop.tags.add(k)
+	}
+	for _, o := range old {
+		if l.slot(o.id) == nil {
+			l.loop.tags.remove(o.knock)
+		}
+	}
+	return nil
+}
+
+func (l *link) slot(id [32]byte) *slotState {
+	for _, s := range l.slots {
+		if s.id == id {
+			return s
+		}
+	}
+	return nil
+}
+
+// publish makes the packet path send where the agent and the sessions say.
+func (l *link) publish(use *natt.Action) {
+	if l.active == nil {
+		l.peer.tx.Store(nil)
+		return
+	}
+	old := l.peer.tx.Load()
+	t := &transmit{session: l.active.Session}
+	switch {
+	case use != nil:
+		t.path, t.also, t.budget = use.Path, use.Also, use.Budget
+	case old != nil:
+		t.path, t.also, t.budget = old.path, old.also, old.budget
+	default:
+		p, ok := l.agent.Best()
+		if !ok {
+			l.peer.tx.Store(nil)
+			return
+		}
+		t.path, t.budget = p, frameBase
+	}
+	t.room = room(t.path, t.budget)
+	if t.double() {
+		t.room = min(t.room, room(t.also, t.budget))
+	}
+	l.peer.tx.Store(t)
+	l.peer.wanted.Store(false)
+	l.release(t)
+}
+
+// release sends what waited for the session.
+func (l *link) release(t *transmit) {
+	staged := l.stage.take()
+	if len(staged) == 0 {
+		return
+	}
+	var bytes int
+	for _, p := range staged {
+		bytes += len(p)
+		l.loop.send.packet(l.peer, t, p, false)
+	}
+	l.loop.send.flush()
+	l.txBytes.Add(uint64(bytes))
+	l.txPackets.Add(uint64(len(staged)))
+}
+
+// over is a transmit for a control item on a path of the loop's choice.
+func (l *link) over(p natt.Path) *transmit {
+	return &transmit{session: l.active.Session, path: p, budget: frameBase, room: room(p, frameBase)}
+}
+
+// item sends a control item the way data goes.
+func (l *link) item(k itemKind, body []byte) {
+	if t := l.peer.tx.Load(); t != nil {
+		l.loop.send.item(l.peer, t, appendItem(nil, k, body), 0)
+		l.loop.send.flush()
+	}
+}
+
+// choose picks the session to send on: the newest confirmed one; of two that
+// both sides began at once, that of the lower key, so that both pick the same.
+func (l *link) choose(now instant) {
+	var best *liveSession
+	for _, s := range l.sessions {
+		if s.confirmed.Load() && (best == nil || l.better(s, best)) {
+			best = s
+		}
+	}
+	if best == l.active {
+		return
+	}
+	l.active = best
+	for _, s := range l.sessions {
+		if best != nil && s != best && s.confirmed.Load() && s.retire == 0 {
+			s.retire = now.boot + retireAfter
+		}
+	}
+	if best != nil {
+		best.retire = 0
+	}
+}
+
+func (l *link) better(s, than *liveSession) bool {
+	if d := s.created - than.created; d > -tieWindow && d < tieWindow && s.initiated != than.initiated {
+		return s.initiated == l.lower()
+	}
+	return s.created > than.created
+}
+
+// lower reports whether our key is the lower of the two.
+func (l *link) lower() bool { return l.loop.id.Key.Public().Compare(l.key) < 0 }
+
+// remove ends one session at once.
+func (l *link) remove(s *liveSession) {
+	l.loop.snapshot.Load().sessions.remove(s.sessionEntry)
+	l.loop.live--
+	for i, o := range l.sessions {
+		if o == s {
+			l.sessions = append(l.sessions[:i], l.sessions[i+1:]...)
+			break
+		}
+	}
+	if l.active == s {
+		l.active = nil
+	}
+	s.Wipe()
+}
+
+// disconnect ends all sessions. The peer's pair states stay.
+func (l *link) disconnect() {
+	l.peer.tx.Store(nil)
+	for len(l.sessions) > 0 {
+		l.remove(l.sessions[len(l.sessions)-1])
+	}
+	l.abandon()
+}
+
+// sweep removes sessions that were replaced or are too old.
+func (l *link) sweep(now instant) {
+	for i := len(l.sessions) - 1; i >= 0; i-- {
+		s := l.sessions[i]
+		age := now.boot - s.created
+		if age >= crypto.RejectAfterTime || s.retire != 0 && now.boot >= s.retire ||
+			!s.confirmed.Load() && age >= retireAfter && !s.initiated {
+			was := s == l.active
+			l.remove(s)
+			if was {
+				l.choose(now)
+				l.publish(nil)
+			}
+		}
+	}
+}
+
+// tick looks at the traffic of an awake peer: it tells the agent, sends a sign
+// of life where only the other side talks, renews the keys, and goes to sleep.
+func (l *link) tick(now instant) {
+	rx, tx := l.rxPackets.Load(), l.txPackets.Load()
+	received, sent := rx != l.rx, tx != l.tx
+	l.rx, l.tx = rx, tx
+	if received || sent {
+		l.busy = now.boot
+		l.agent.Active(now.wall, sent, received)
+		if l.active != nil && l.stale(now) {
+			l.connect(now)
+		}
+	}
+	if sent {
+		l.acked = now.boot
+	} else if received && now.boot-l.acked >= ackAfter {
+		l.acked = now.boot
+		l.item(itemKeepalive, nil)
+	}
+	if now.boot-l.busy > sleepAfter {
+		l.awake.Store(false)
+		if l.rxPackets.Load() != l.rx || l.txPackets.Load() != l.tx {
+			l.loop.wake(l.peer) // traffic came in between
+		}
+	}
+}
+
+// stale says that the active session wants new keys.
+func (l *link) stale(now instant) bool {
+	age, limit := now.boot-l.active.created, responderRekeys
+	if l.active.initiated {
+		// Up to ten seconds early, spread over sessions by their random index.
+		limit = crypto.RekeyAfterTime - time.Duration(l.active.Local()%10000)*time.Millisecond
+	}
+	return age >= limit || l.active.Sent() >= crypto.RekeyAfterMessages
+}
+
+// advance does what is due for the link and returns when it is to be called
+// again.
+func (l *link) advance(now instant) {
+	l.sweep(now)
+	if l.try != nil && !now.wall.Before(l.try.next) {
+		l.knockAgain(now)
+	}
+	if l.awake.Load() {
+		l.tick(now)
+	}
+	for _, a := range l.agent.Advance(now.wall) {
+		l.act(now, &a)
+	}
+	l.loop.alarms.set(&l.alarm, l.nextDeadline(now))
+}
+
+func (l *link) nextDeadline(now instant) time.Time {
+	next := l.agent.Next()
+	earlier := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	if l.try != nil {
+		earlier(l.try.next)
+	}
+	if l.awake.Load() {
+		earlier(now.wall.Add(tickEvery))
+	}
+	for _, s := range l.sessions {
+		at := s.created + crypto.RejectAfterTime
+		if s.retire != 0 {
+			at = min(at, s.retire)
+		} else if !s.confirmed.Load() && !s.initiated {
+			at = min(at, s.created+retireAfter)
+		}
+		earlier(now.wall.Add(max(at-now.boot, time.Millisecond)))
+	}
+	return next
+}
+
+// act carries out what the path machine asks for.
+func (l *link) act(now instant, a *natt.Action) {
+	if l.active == nil {
+		return
+	}
+	send := l.loop.send
+	switch a.Kind {
+	case natt.ActChallenge:
+		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemChallenge, a.Token, a.Size), a.Size)
+		send.flush()
+	case natt.ActResponse:
+		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemResponse, a.Token, a.Size), 0)
+		send.flush()
+	case natt.ActCandidates:
+		l.item(itemCandidates, natt.AppendCandidates(nil, a.Candidates))
+	case natt.ActUse:
+		l.publish(a)
+		l.remember(a.Path)
+	case natt.ActLost:
+		l.gone = noAnswer
+		l.connect(now)
+	}
+}
+
+// noAnswer is what silence means: the three cannot be told apart from here.
+const noAnswer = "no answer: offline, revoked us, or lost its state"
+
+// received takes a control item that came authenticated in a session.
+func (l *link) received(now instant, e event) {
+	l.gone = ""
+	switch e.item {
+	case itemChallenge:
+		if t, size, ok := parseChallenge(e.body); ok {
+			l.agent.Challenged(now.wall, e.path, t, size)
+		}
+	case itemResponse:
+		if t, _, ok := parseChallenge(e.body); ok {
+			l.agent.Responded(now.wall, e.path, t)
+		}
+	case itemCandidates:
+		if c, err := natt.ParseCandidates(e.body); err == nil {
+			l.agent.SetRemote(now.wall, c)
+		}
+	case itemClose:
+		l.closed(e.body)
+	case itemPing:
+		if len(e.body) == pingBody && l.active != nil {
+			l.loop.send.item(l.peer, l.over(e.path), appendItem(nil, itemPong, e.body), 0)
+			l.loop.send.flush()
+		}
+	case itemPong:
+		l.loop.pong(now, e)
+	}
+}
+
+// closed takes the peer's word that it will not answer any more.
+func (l *link) closed(reason []byte) {
+	l.disconnect()
+	l.gone = "the peer went down"
+	if len(reason) == 1 && reason[0] == closeRevoked {
+		l.gone = "the peer withdrew its trust"
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package overlay
+
+// listening is not known here.
+func listening() []string { return nil }

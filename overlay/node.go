@@ -1,0 +1,285 @@
+package overlay
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/trust"
+	"github.com/pilotnet/pilot/tun"
+	"github.com/pilotnet/pilot/tun/resolv"
+)
+
+// DefaultMTU is the MTU of the TUN: full packets fill their frames without
+// padding and fit an outer link of 1492 bytes over IPv6.
+const DefaultMTU = 1408
+
+// A Node is one agent: it joins the TUN, the tunnels, trust and the way to the
+// others. Make it with New, then call Run once. All other methods may be called
+// from any goroutine while Run runs; they return *Error.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	plane   *plane
+	loop    *loop
+	store   *trust.Store
+	hosts   *resolv.Hosts
+	started time.Time
+	running atomic.Bool
+}
+
+// New opens the agent's state, its device and its socket, in this order, and
+// leaves nothing open if it fails. Its errors are *Error.
+func New(cfg Config) (*Node, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Underlay == nil {
+		cfg.Underlay = hostUnderlay{cfg.Logger}
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = hostClock{}
+	}
+	if cfg.OpenDevice == nil {
+		cfg.OpenDevice = tun.Open
+	}
+	if cfg.DeviceName == "" {
+		cfg.DeviceName = "pilot0"
+	}
+	cfg.Servers = cfg.Servers[:min(len(cfg.Servers), MaxServers)]
+	n := &Node{cfg: cfg, log: cfg.Logger, started: cfg.Clock.Now()}
+	if err := n.open(); err != nil {
+		n.closeAll()
+		return nil, publicError(err)
+	}
+	return n, nil
+}
+
+func (n *Node) open() error {
+	cfg := &n.cfg
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("overlay: state directory: %w", err)
+	}
+	sec, err := loadSecrets(cfg.StateDir, cfg.Identity, cfg.Clock.Now())
+	if err != nil {
+		return err
+	}
+	n.store, err = trust.Open(trust.Config{
+		Dir: cfg.StateDir, Key: cfg.Identity.Key, Seal: sec.seals, Name: cfg.Name,
+		Now: cfg.Clock.Now, Boot: cfg.Clock.Boot, Logger: cfg.Logger,
+		CheckCard: checkCard, Card: sec.card, ValidName: ipam.ValidName,
+	})
+	if err != nil {
+		return err
+	}
+	if err := sec.makeCard(cfg.Identity, cfg.Servers, n.store, cfg.Clock.Now()); err != nil {
+		return err
+	}
+	if cfg.Device == nil {
+		own := cfg.Identity.Addr().ULA()
+		cfg.Device, err = cfg.OpenDevice(tun.Config{
+			Name: cfg.DeviceName, Address: hostPrefix(own), Route: ipam.Prefix(), MTU: DefaultMTU, Logger: cfg.Logger,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	conn, err := n.listen()
+	if err != nil {
+		return err
+	}
+	if cfg.HostsFile != "" {
+		n.hosts = resolv.NewHosts(cfg.HostsFile, cfg.Identity.Key.Public().Fingerprint().String())
+	}
+	n.build(sec, conn)
+	return nil
+}
+
+// checkCard derives the address of a card's key, which costs some milliseconds.
+func checkCard(c crypto.Card) ([6]byte, error) {
+	node, err := ipam.NodeID(c.Key, c.Counter)
+	if err != nil {
+		return [6]byte{}, err
+	}
+	return ipam.Addr{Node: node}.Bytes(), nil
+}
+
+// listen opens the UDP socket on the stored port, so that NAT mappings, and the
+// endpoints that peers remember, outlive a restart.
+func (n *Node) listen() (natt.PacketConn, error) {
+	port := n.cfg.Port
+	if port == 0 {
+		if b, ok := n.store.GetMeta("port"); ok {
+			p, _ := strconv.ParseUint(string(b), 10, 16)
+			port = uint16(p)
+		}
+	}
+	conn, err := n.cfg.Underlay.ListenUDP(port)
+	if err != nil && n.cfg.Port == 0 && port != 0 {
+		n.log.Warn("stored UDP port is taken; using another", "port", port, "err", err)
+		conn, err = n.cfg.Underlay.ListenUDP(0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("overlay: UDP port %d: %w", port, err)
+	}
+	if got := conn.LocalAddr().Port(); got != port {
+		if err := n.store.PutMeta("port", []byte(strconv.Itoa(int(got)))); err != nil {
+			n.log.Warn("cannot store the UDP port", "err", err)
+		}
+	}
+	return conn, nil
+}
+
+func (n *Node) build(sec *secrets, conn natt.PacketConn) {
+	own := n.cfg.Identity.Addr().ULA()
+	n.plane = &plane{
+		own: own, prefix: overlayNetwork(), device: n.cfg.Device, conn: conn, clock: n.cfg.Clock,
+		tags: newTagTable(), firewall: newFirewall(own.As16()), events: make(chan event, 1024),
+	}
+	n.plane.snapshot.Store(&snapshot{peers: map[uint32]*peer{}, sessions: newSessionTable(256)})
+	l := &loop{
+		plane: n.plane, log: n.log, id: n.cfg.Identity, store: n.store, secrets: sec, underlay: n.cfg.Underlay,
+		calls: make(chan func(instant)), done: make(chan struct{}), send: newSender(n.plane),
+		links: map[crypto.PublicKey]*link{}, byPeer: map[*peer]*link{}, waits: map[uint32]*link{},
+		hosts: map[string]*serverHost{}, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
+	}
+	l.outbox = &outbox{loop: l, kick: make(chan struct{}, 1)}
+	var b [8]byte
+	// crypto/rand never fails (it ends the process instead).
+	_, _ = rand.Read(b[:])
+	l.instance = binary.BigEndian.Uint64(b[:])
+	l.minute.ring = l.everyMinute
+	n.loop = l
+}
+
+// Run carries traffic until ctx ends, and returns when every goroutine has
+// ended and device, socket and store are closed. It returns nil after an
+// orderly stop. The order of the stop: goodbye to peers and servers, then
+// socket and device are closed, so that the readers return; then the store.
+func (n *Node) Run(ctx context.Context) error {
+	if !n.running.CompareAndSwap(false, true) {
+		return Errorf(CodeInternal, "the node runs already")
+	}
+	defer n.closeAll()
+	g, ctx := errgroup.WithContext(ctx)
+	l := n.loop
+	l.jobs = jobs{ctx: ctx, start: func(f func()) { g.Go(func() error { f(); return nil }) }}
+	l.begin(n.cfg.Servers, n.cfg.Takeover)
+	g.Go(func() error {
+		err := l.run(ctx)
+		n.plane.conn.Close()
+		n.plane.device.Close()
+		return err
+	})
+	g.Go(newOutbound(n.plane).run)
+	g.Go(newInbound(n.plane).run)
+	g.Go(func() error { return l.outbox.run(ctx) })
+	g.Go(func() error { return n.publishNames(ctx) })
+	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
+		g.Go(func() error { return n.watchNetwork(ctx, changes) })
+	}
+	l.nudgeNames()
+	if err := g.Wait(); err != nil && ctx.Err() != nil && !errors.Is(err, context.Canceled) {
+		return publicError(err)
+	}
+	return nil
+}
+
+// begin readies the loop's state before its goroutine starts.
+func (l *loop) begin(servers []crypto.Server, takeover bool) {
+	now := l.now()
+	l.tags.advance(crypto.Epoch(l.epochTime(now.wall)))
+	var err error
+	if l.ifaces, err = l.underlay.Interfaces(); err != nil {
+		l.log.Warn("cannot list interfaces", "err", err)
+	}
+	for _, s := range servers {
+		l.servers = append(l.servers, l.newHome(s, takeover))
+	}
+	for _, p := range l.store.Peers() {
+		l.refresh(now, p.Key)
+	}
+	l.publishServers()
+	l.updateCandidates(now)
+	for _, h := range l.servers {
+		l.alarms.set(&h.alarm, now.wall)
+	}
+	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
+	l.kickOutbox()
+}
+
+func (n *Node) watchNetwork(ctx context.Context, changes <-chan struct{}) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-changes:
+			if !ok {
+				return nil
+			}
+			n.loop.post(n.loop.lookAtNetwork)
+		}
+	}
+}
+
+// closeAll closes what is open. Closing twice is harmless.
+func (n *Node) closeAll() {
+	if n.plane != nil {
+		n.plane.conn.Close()
+	}
+	if n.cfg.Device != nil {
+		n.cfg.Device.Close()
+	}
+	if n.store != nil {
+		if err := n.store.Close(); err != nil {
+			n.log.Error("closing the store", "err", err)
+		}
+	}
+}
+
+// publishNames keeps the names of trusted peers in the hosts file, beside the
+// loop since the file may be slow or locked, and removes them at the end.
+func (n *Node) publishNames(ctx context.Context) error {
+	if n.hosts == nil {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if err := n.hosts.Remove(); err != nil {
+				n.log.Warn("cannot take the names out of the hosts file", "err", err)
+			}
+			return nil
+		case <-n.loop.names:
+		}
+		if err := n.hosts.Set(n.nameEntries()); err != nil {
+			n.log.Error("cannot write names", "file", n.cfg.HostsFile, "err", err)
+		}
+	}
+}
+
+func (n *Node) nameEntries() []resolv.Entry {
+	var list []resolv.Entry
+	if n.cfg.Name != "" {
+		list = append(list, resolv.Entry{Addr: n.plane.own, Names: []string{n.cfg.Name + "." + ipam.Suffix}})
+	}
+	for _, p := range n.store.Peers() {
+		if p.Name == "" || p.State != trust.Active {
+			continue
+		}
+		list = append(list, resolv.Entry{Addr: ipam.AddrFromBytes(p.Addr).ULA(), Names: []string{p.Name + "." + ipam.Suffix}})
+	}
+	return list
+}

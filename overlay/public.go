@@ -1,0 +1,62 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"github.com/pilotnet/pilot/trust"
+	"github.com/pilotnet/pilot/tun"
+)
+
+// publicError turns an inner error into what users get: a code, and what to do
+// next.
+func publicError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	for _, m := range publicErrors {
+		if errors.Is(err, m.err) {
+			return &Error{Code: m.code, Message: err.Error(), Hint: m.hint, Retryable: m.retry}
+		}
+	}
+	return Errorf(CodeInternal, "%v", err)
+}
+
+func publicErrorOrNil(err error) error {
+	if err == nil {
+		return nil
+	}
+	return publicError(err)
+}
+
+var publicErrors = []struct {
+	err   error
+	code  Code
+	hint  string
+	retry bool
+}{
+	{trust.ErrLocked, CodeConflict, "stop the other daemon with `pilotctl down`, or give this one its own --state-dir", false},
+	{trust.ErrDamaged, CodeInternal, "restore the state directory from a backup, or move store.db away: the address stays, trust must be asked for again", false},
+	{trust.ErrNewer, CodeInternal, "install the version of pilotctl that wrote it", false},
+	{trust.ErrWrongKey, CodeConflict, "use the identity that belongs to this state, or another --state-dir", false},
+	{trust.ErrNameTaken, CodeConflict, "choose another name with --as, or say which one by its fingerprint", false},
+	{trust.ErrName, CodeInvalidArgument, "choose a name of letters, digits and hyphens with --as", false},
+	{trust.ErrAddressTaken, CodeConflict, "revoke the peer that has the address first", false},
+	{trust.ErrActive, CodeConflict, "", false},
+	{trust.ErrNotFound, CodeNotFound, "`pilotctl trust pending` and `pilotctl peers` list what is known", false},
+	{trust.ErrExpired, CodeNotTrusted, "ask again with `pilotctl trust request`", false},
+	{trust.ErrRevoked, CodeNotTrusted, "ask again with `pilotctl trust request`", false},
+	{trust.ErrBlocked, CodeDenied, "the key was blocked here", false},
+	{trust.ErrScope, CodeDenied, "ask for fewer ports, or grant them with --ports", false},
+	{trust.ErrInviteUsed, CodeConflict, "ask for a new invite", false},
+	{trust.ErrInviteExpired, CodeNotTrusted, "ask for a new invite", false},
+	{trust.ErrInvite, CodeInvalidArgument, "check that the whole token was pasted", false},
+	{trust.ErrClosed, CodeNotRunning, "", false},
+	{tun.ErrPermission, CodeDenied, "run it as root, or with the capability CAP_NET_ADMIN", false},
+	{tun.ErrNoDevice, CodeNoTUN, "load the tun module (modprobe tun), or give the container --device /dev/net/tun", false},
+	{tun.ErrIPv6Disabled, CodeIPv6Disabled, "set the sysctl net.ipv6.conf.all.disable_ipv6 to 0", false},
+	{tun.ErrNameTaken, CodeConflict, "choose another name with --tun", false},
+	{tun.ErrRouteTaken, CodeConflict, "another agent runs in this network namespace; stop it, or start this one in its own", false},
+	{context.DeadlineExceeded, CodeTimeout, "", true},
+}
