@@ -16,7 +16,7 @@ type job struct {
 
 // loaded reports whether so many handshakes wait that sources must prove
 // themselves by a cookie first.
-func (s *Server) loaded() bool { return len(s.work) > cap(s.work)/2 || s.alwaysCookie }
+func (s *Server) loaded() bool { return len(s.work) > cap(s.work)/2 || s.alwaysCookie.Load() }
 
 // worker does handshakes, one at a time.
 func (s *Server) worker(ctx context.Context) {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,7 +47,7 @@ type Server struct {
 	closed   bool
 	channels sync.WaitGroup // control channels
 
-	alwaysCookie bool // tests: as if under load
+	alwaysCookie atomic.Bool // tests: as if under load
 }
 
 func newServer(cfg Config) *Server {
