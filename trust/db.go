@@ -43,12 +43,12 @@ func boltOptions(noSync bool) *bbolt.Options {
 
 // createDB makes a complete, empty database under a temporary name and moves it
 // to its place: a database that exists is complete.
-func createDB(path string, state stateRecord) error {
+func createDB(path string, state stateRecord, noSync bool) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("trust: create store: %w", err)
 	}
-	db, err := bbolt.Open(tmp, 0o600, boltOptions(false))
+	db, err := bbolt.Open(tmp, 0o600, boltOptions(true)) // the copy below is synced
 	if err != nil {
 		return fmt.Errorf("trust: create store: %w", err)
 	}
@@ -69,7 +69,7 @@ func createDB(path string, state stateRecord) error {
 	if err != nil {
 		return fmt.Errorf("trust: create store: %w", err)
 	}
-	return writeWhole(path, b)
+	return writeWhole(path, b, !noSync)
 }
 
 // openDB inspects the file and opens it.

@@ -47,13 +47,13 @@ type cutFile struct {
 
 // createCuts makes an empty revocation file under a temporary name and moves it
 // to its place, so that a file that exists is complete.
-func createCuts(path string) error {
+func createCuts(path string, sync bool) error {
 	b := make([]byte, 0, cutSize*(cutStep+1))
 	b = append(b, cutHeader(cutStep)...)
 	for range cutStep {
 		b = append(b, emptyCut()...)
 	}
-	return writeWhole(path, b)
+	return writeWhole(path, b, sync)
 }
 
 func cutHeader(records int) []byte {
@@ -246,20 +246,20 @@ func (c *cutFile) close() error { return c.file.Close() }
 
 // writeWhole writes a file so that it is either absent or complete: temporary
 // name, sync, rename, sync of the directory.
-func writeWhole(path string, b []byte) error {
+func writeWhole(path string, b []byte, sync bool) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("trust: create state: %w", err)
 	}
 	_, err = f.Write(b)
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {

@@ -112,12 +112,12 @@ func (s *Store) open() (err error) {
 			"or move the store away too and start again: the address stays, peers have to be asked once more", cutPath, StoreFile, ErrDamaged)
 	}
 	if noCuts {
-		if err := createCuts(cutPath); err != nil {
+		if err := createCuts(cutPath, !s.cfg.NoSync); err != nil {
 			return err
 		}
 	}
 	if noDB {
-		if err := createDB(dbPath, stateRecord{Schema: schema, Key: s.key}); err != nil {
+		if err := createDB(dbPath, stateRecord{Schema: schema, Key: s.key}, s.cfg.NoSync); err != nil {
 			return err
 		}
 	}
