@@ -1,0 +1,52 @@
+// Package resolv tells the resolver of the operating system the names of
+// peers. It does so through a managed block in the hosts file (usually
+// /etc/hosts, see hosts(5)), which every resolver of every libc reads. The set
+// of names is small: the peers that an agent trusts.
+//
+// # The block
+//
+// Each agent has a tag, and each line of its block ends with the tag:
+//
+//	# pilot:TAG begin
+//	fd50:494c:4f54::a91c:33f0 bob.pilot.internal # pilot:TAG
+//	# pilot:TAG end
+//
+// A line belongs to an agent if and only if it carries its mark, so a block
+// that was torn, doubled or written into by somebody else is put right without
+// a guess about where it ends. Everything else in the file stays equal byte for
+// byte, and Remove gives the file back as it was. Two cases need a note for that:
+//
+//   - The file had no line feed at its end: one is put before the block, the
+//     first line reads "# pilot:TAG begin joined", and whoever removes that block takes the
+//     line feed along, hands the note on to the block that follows, or keeps
+//     the line feed if text of others follows by then.
+//   - There was no file: it begins with the line "# pilot: made this file ...",
+//     and goes away with the last block if it holds nothing else.
+//
+// Blocks stand at the end, where entries of the user that come first win.
+//
+// # The lock
+//
+// Several agents may share one file, in different containers too. They take
+// turns by flock(2) on the file itself. A lock file beside it would need a
+// writable directory (containers often have a read-only root and a hosts file
+// mounted on top), would stay behind as litter, and would not be seen by an
+// agent that shares only the mounted file. The price is that a lock can be held on an inode
+// that a rename has replaced: after each lock the path must still lead to the
+// locked inode, or it is opened again. Since whoever can read the file can
+// lock it, waiting is bounded and ends with ErrBusy.
+//
+// # The write
+//
+// The file is replaced by a rename, so that readers see the old or the new one
+// and a crash leaves either. Where that cannot work it is written in place:
+// when the rename fails (EBUSY or EXDEV on a file that is a mount point, as in
+// containers), when no file can be made beside it, and when a new file would lose
+// what the old one has (further hard links, an owner that we cannot give,
+// extended attributes such as an SELinux label or an ACL). Writing in place
+// first appends what makes the file longer and takes it back if the disk is full, then
+// overwrites what differs. An unchanged file is not written.
+//
+// Programs that change the file without the lock, editors for example, may
+// undo or lose a change made in the same instant; the next Set repairs it.
+package resolv
