@@ -26,7 +26,6 @@ const (
 	tcpAck      = headerLen + 8
 	tcpOffset   = headerLen + 12
 	tcpFlags    = headerLen + 13
-	tcpWindow   = headerLen + 14
 	tcpChecksum = headerLen + 16
 	tcpUrgent   = headerLen + 18
 	udpLength   = headerLen + 4

@@ -76,6 +76,7 @@ func addAddress(name string, addr netip.Addr) error {
 	for i := range req.mask.Addr {
 		req.mask.Addr[i] = 0xff
 	}
+	//lint:ignore SA1019 x/sys/unix has no wrapper for an ioctl with this structure.
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), siocAIfAddrIn6, uintptr(unsafe.Pointer(&req)))
 	switch errno {
 	case 0:

@@ -26,7 +26,7 @@ const (
 // full segments still fit into one UDP send when each has become a frame.
 func superpacketSize(mtu int) int {
 	const headers = headerLen + tcpHeaderLen + 12 // with the timestamp option
-	return headers + maxDatagram/(mtu+frameOverhead)*(mtu-headers)
+	return headers + max(1, maxDatagram/(mtu+frameOverhead))*(mtu-headers)
 }
 
 // configure makes an interface carry IPv6 as Config says. It works on the

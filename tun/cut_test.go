@@ -11,6 +11,12 @@ import (
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
 
+// Two agents, as in the address plan.
+var (
+	alice = netip.MustParseAddr("fd50:494c:4f54::0:1001")
+	bob   = netip.MustParseAddr("fd50:494c:4f54::0:1002")
+)
+
 // cut returns copies of a packet's segments, complete with checksums.
 func cut(t testing.TB, p tun.Packet, limit int) [][]byte {
 	t.Helper()

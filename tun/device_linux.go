@@ -311,6 +311,9 @@ func (d *kernelDevice) writeOne(p Packet) error {
 			return nil
 		case unix.EINTR:
 		default:
+			if d.writeErr != nil {
+				return d.writeErr // one report a batch is enough
+			}
 			return fmt.Errorf("tun: write %s: packet of %d octets refused: %w", d.name, p.Len(), errno)
 		}
 	}

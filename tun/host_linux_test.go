@@ -17,14 +17,10 @@ import (
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
 
-// Two agents and the prefix of all, as in the address plan.
-var (
-	alice  = netip.MustParseAddr("fd50:494c:4f54::0:1001")
-	bob    = netip.MustParseAddr("fd50:494c:4f54::0:1002")
-	prefix = netip.MustParsePrefix("fd50:494c:4f54::/48")
-)
-
 const mtu = 1408
+
+// prefix is that of all agents.
+var prefix = netip.MustParsePrefix("fd50:494c:4f54::/48")
 
 func config(a netip.Addr, without tun.Offload) tun.Config {
 	return tun.Config{

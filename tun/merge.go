@@ -165,12 +165,12 @@ func (g *group) takes(pkt []byte, hl, payload int) bool {
 	if g.proto == protoUDP {
 		return g.count < maxDatagrams
 	}
+	// Acknowledgement, data offset, reserved bits, flags and window in one word;
+	// the group's first packet has no PSH.
+	const push = flagPSH << 16
 	return g.count < maxSegments &&
 		binary.BigEndian.Uint32(pkt[tcpSeq:]) == g.next &&
-		binary.BigEndian.Uint32(pkt[tcpAck:]) == binary.BigEndian.Uint32(f[tcpAck:]) &&
-		pkt[tcpOffset] == f[tcpOffset] && // reserved bits and all
-		pkt[tcpFlags]&^flagPSH == f[tcpFlags] && // the group's first has no PSH
-		binary.BigEndian.Uint16(pkt[tcpWindow:]) == binary.BigEndian.Uint16(f[tcpWindow:]) &&
+		binary.BigEndian.Uint64(pkt[tcpAck:])&^push == binary.BigEndian.Uint64(f[tcpAck:]) &&
 		binary.BigEndian.Uint16(pkt[tcpUrgent:]) == binary.BigEndian.Uint16(f[tcpUrgent:]) &&
 		string(pkt[headerLen+tcpHeaderLen:hl]) == string(f[headerLen+tcpHeaderLen:hl])
 }
@@ -198,13 +198,22 @@ func (m *Merger) find(set *[mergeWays]int32, pkt []byte) int {
 		if n == 0 {
 			continue
 		}
-		f := m.groups[n-1].first
-		// Source, destination and ports.
-		if f[6] == pkt[6] && string(f[8:headerLen+4]) == string(pkt[8:headerLen+4]) {
+		if sameFlow(m.groups[n-1].first, pkt) {
 			return i
 		}
 	}
 	return -1
+}
+
+// sameFlow compares protocol, ports and addresses of two transport packets.
+func sameFlow(a, b []byte) bool {
+	a, b = a[6:headerLen+4], b[6:headerLen+4]
+	return a[0] == b[0] &&
+		binary.NativeEndian.Uint32(a[34:]) == binary.NativeEndian.Uint32(b[34:]) &&
+		binary.NativeEndian.Uint64(a[26:]) == binary.NativeEndian.Uint64(b[26:]) &&
+		binary.NativeEndian.Uint64(a[18:]) == binary.NativeEndian.Uint64(b[18:]) &&
+		binary.NativeEndian.Uint64(a[10:]) == binary.NativeEndian.Uint64(b[10:]) &&
+		binary.NativeEndian.Uint64(a[2:]) == binary.NativeEndian.Uint64(b[2:])
 }
 
 // victim returns the way of a set to use for a new flow: a free one, else the

@@ -305,7 +305,9 @@ func BenchmarkMerge(b *testing.B) {
 				}
 				for j := range flows[0] {
 					for _, f := range flows {
-						add(b, m, f[j], true)
+						if err := m.Add(f[j], true); err != nil {
+							b.Fatal(err)
+						}
 						n++
 					}
 				}
