@@ -176,9 +176,16 @@ func (d *draft) commit() error {
 		whole = s.owed.merge(&d.change)
 	}
 	state := d.nextState()
+	if s.broken != nil {
+		return s.broken
+	}
 	err := guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error { return whole.write(tx, state) })
+		return s.db.Update(func(tx *bbolt.Tx) error { return whole.write(tx, &state) })
 	})
+	if errors.Is(err, errFault) {
+		s.broken = fmt.Errorf("trust: write store: %w; restart, and restore the file if that does not help", err)
+		return s.broken
+	}
 	if err != nil {
 		return fmt.Errorf("trust: write store: %w", err)
 	}
@@ -263,53 +270,45 @@ func (c *change) merge(n *change) *change {
 	return &m
 }
 
-func (c *change) write(tx *bbolt.Tx, state stateRecord) error {
-	for key, r := range c.rel {
-		if err := putOrDelete(tx, bucketRelations, key[:], r, r == nil); err != nil {
-			return err
+// write makes the change part of a transaction and sets the tally of state.
+func (c *change) write(tx *bbolt.Tx, state *stateRecord) error {
+	b := &batch{tx: tx, tally: state.Tally}
+	var errs []error
+	record := func(bucket, key []byte, v any, gone bool) {
+		if gone {
+			errs = append(errs, b.delete(bucket, key))
+			return
 		}
+		errs = append(errs, b.putJSON(bucket, key, v))
+	}
+	raw := func(bucket, key, v []byte) {
+		if v == nil {
+			errs = append(errs, b.delete(bucket, key))
+			return
+		}
+		errs = append(errs, b.put(bucket, key, v))
+	}
+	for key, r := range c.rel {
+		record(bucketRelations, key[:], r, r == nil)
 	}
 	for _, id := range c.drop {
-		if err := tx.Bucket(bucketMail).Delete(mailKey(id)); err != nil {
-			return err
-		}
+		record(bucketMail, mailKey(id), nil, true)
 	}
 	for id, m := range c.add {
-		if err := putJSON(tx, bucketMail, mailKey(id), m); err != nil {
-			return err
-		}
+		record(bucketMail, mailKey(id), m, false)
 	}
 	for key, v := range c.invite {
-		if err := putOrDelete(tx, bucketInvites, key[:], v, v == nil); err != nil {
-			return err
-		}
+		record(bucketInvites, key[:], v, v == nil)
 	}
 	for key, signed := range c.answer {
-		err := tx.Bucket(bucketAnswers).Delete(key[:])
-		if signed != nil {
-			err = put(tx, bucketAnswers, key[:], signed)
-		}
-		if err != nil {
-			return err
-		}
+		raw(bucketAnswers, key[:], signed)
 	}
 	for key, v := range c.meta {
-		err := tx.Bucket(bucketMeta).Delete([]byte(key))
-		if v != nil {
-			err = put(tx, bucketMeta, []byte(key), v)
-		}
-		if err != nil {
-			return err
-		}
+		raw(bucketMeta, []byte(key), v)
 	}
-	return putJSON(tx, bucketState, stateKey, state)
-}
-
-func putOrDelete(tx *bbolt.Tx, bucket, key []byte, v any, gone bool) error {
-	if gone {
-		return tx.Bucket(bucket).Delete(key)
-	}
-	return putJSON(tx, bucket, key, v)
+	state.Tally = b.tally
+	record(bucketState, stateKey, state, false)
+	return errors.Join(errs...)
 }
 
 func mailKey(id uint64) []byte { return binary.BigEndian.AppendUint64(nil, id) }

@@ -32,12 +32,11 @@ var (
 
 func boltOptions(noSync bool) *bbolt.Options {
 	return &bbolt.Options{
-		Timeout:        time.Second,
-		PageSize:       boltPage, // the same file on every machine
-		NoFreelistSync: true,     // the free list is found by reading: one thing less that can be damaged
-		FreelistType:   bbolt.FreelistMapType,
-		NoSync:         noSync,
-		NoGrowSync:     noSync,
+		Timeout:      time.Second,
+		PageSize:     boltPage, // the same file on every machine
+		FreelistType: bbolt.FreelistMapType,
+		NoSync:       noSync,
+		NoGrowSync:   noSync,
 	}
 }
 
@@ -58,11 +57,9 @@ func createDB(path string, state stateRecord, noSync bool) error {
 				return err
 			}
 		}
-		return putJSON(tx, bucketState, stateKey, state)
+		return (&batch{tx: tx}).putJSON(bucketState, stateKey, state)
 	})
-	// A second transaction, so that neither meta page speaks of a free list.
-	err = errors.Join(err, db.Update(func(tx *bbolt.Tx) error { return putJSON(tx, bucketState, stateKey, state) }), db.Close())
-	if err != nil {
+	if err = errors.Join(err, db.Close()); err != nil {
 		return fmt.Errorf("trust: create store: %w", err)
 	}
 	b, err := os.ReadFile(tmp)
@@ -72,23 +69,25 @@ func createDB(path string, state stateRecord, noSync bool) error {
 	return writeWhole(path, b, !noSync)
 }
 
-// openDB inspects the file and opens it.
-func openDB(path string, noSync bool) (*bbolt.DB, error) {
+// openDB inspects the file, opens it, and returns the tally of what it saw.
+func openDB(path string, noSync bool) (*bbolt.DB, tally, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("trust: open store: %w", err)
+		return nil, tally{}, fmt.Errorf("trust: open store: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("trust: open store: %w", err)
+		return nil, tally{}, fmt.Errorf("trust: open store: %w", err)
 	}
+	var seen tally
 	err = inspectBolt(f, info.Size(), func(bucket, key, value []byte) error {
+		seen.count(bucket, value, 1)
 		_, err := openValue(bucket, key, value)
 		return err
 	})
 	if err != nil {
-		return nil, damagedStore(path, err)
+		return nil, tally{}, damagedStore(path, err)
 	}
 	var db *bbolt.DB
 	err = guard(func() (err error) {
@@ -97,11 +96,11 @@ func openDB(path string, noSync bool) (*bbolt.DB, error) {
 	})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("trust: %s: %w", path, ErrLocked)
+		return nil, tally{}, fmt.Errorf("trust: %s: %w", path, ErrLocked)
 	case err != nil:
-		return nil, fmt.Errorf("trust: open store: %w", err)
+		return nil, tally{}, fmt.Errorf("trust: open store: %w", err)
 	}
-	return db, nil
+	return db, seen, nil
 }
 
 func damagedStore(path string, why error) error {
@@ -109,13 +108,17 @@ func damagedStore(path string, why error) error {
 		"the address stays, revocations stay, peers have to be asked once more", path, ErrDamaged, why)
 }
 
+// errFault marks an error of guard. The database has not let go of its locks
+// then and must not be touched again.
+var errFault = errors.New("fault in the database")
+
 // guard turns a panic or a memory fault inside the database (a file cut off
 // under the mapping, a failing disk) into an error.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("trust: store: %w: %v", ErrDamaged, r)
+			err = fmt.Errorf("%w: %w: %v", ErrDamaged, errFault, r)
 		}
 	}()
 	return f()
@@ -137,18 +140,49 @@ func openValue(bucket, key, value []byte) ([]byte, error) {
 	return value[:n], nil
 }
 
-func put(tx *bbolt.Tx, bucket, key, content []byte) error {
-	value := append(make([]byte, 0, len(content)+4), content...)
-	value = binary.BigEndian.AppendUint32(value, valueSum(bucket, key, content))
-	return tx.Bucket(bucket).Put(key, value)
+// A tally counts the records of all buckets but state and adds up their
+// checksums. It is kept in the state record: a record that vanished is noticed,
+// which no checksum of its own can tell.
+type tally struct {
+	Records int    `json:"records"`
+	Sum     uint64 `json:"sum"`
 }
 
-func putJSON(tx *bbolt.Tx, bucket, key []byte, v any) error {
+func (t *tally) count(bucket, value []byte, n int) {
+	if len(value) < 4 || string(bucket) == string(bucketState) {
+		return
+	}
+	t.Records += n
+	t.Sum += uint64(n) * uint64(binary.BigEndian.Uint32(value[len(value)-4:]))
+}
+
+// A batch is a transaction that keeps the tally.
+type batch struct {
+	tx *bbolt.Tx
+	tally
+}
+
+func (b *batch) put(bucket, key, content []byte) error {
+	value := append(make([]byte, 0, len(content)+4), content...)
+	value = binary.BigEndian.AppendUint32(value, valueSum(bucket, key, content))
+	in := b.tx.Bucket(bucket)
+	b.count(bucket, in.Get(key), -1)
+	b.count(bucket, value, 1)
+	return in.Put(key, value)
+}
+
+func (b *batch) delete(bucket, key []byte) error {
+	in := b.tx.Bucket(bucket)
+	b.count(bucket, in.Get(key), -1)
+	return in.Delete(key)
+}
+
+func (b *batch) putJSON(bucket, key []byte, v any) error {
 	content, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return put(tx, bucket, key, content)
+	return b.put(bucket, key, content)
 }
 
 // each calls f with every record of a bucket. Content is borrowed.

@@ -17,13 +17,13 @@ const (
 	boltPage    = 4096
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2
-	boltNone    = ^uint64(0) // "no free list is stored"
 
 	boltHeader  = 16 // page: id u64, flags u16, count u16, overflow u32
 	boltElement = 16 // branch: pos, ksize u32, page u64; leaf: flags, pos, ksize, vsize u32
 	boltBranch  = 1
 	boltLeaf    = 2
-	boltBucket  = 1 // leaf element flag: the value is a bucket
+	boltFree    = 16 // the page lists free pages: ids u64, ascending
+	boltBucket  = 1  // leaf element flag: the value is a bucket
 )
 
 type boltMeta struct {
@@ -39,7 +39,8 @@ type inspector struct {
 }
 
 // inspectBolt checks the structure of a whole database file: both meta pages,
-// every page that can be reached, the order of all keys, and each value.
+// every page that can be reached, the order of all keys, each value, and that
+// every other page is on the free list and no page twice.
 func inspectBolt(file io.ReaderAt, size int64, value func(bucket, key, value []byte) error) error {
 	if size < 4*boltPage {
 		return fmt.Errorf("%d bytes are too few", size)
@@ -61,11 +62,17 @@ func inspectBolt(file io.ReaderAt, size int64, value func(bucket, key, value []b
 	if newest.high > uint64(size)/boltPage {
 		return fmt.Errorf("cut off: %d pages are in use, %d are there", newest.high, size/boltPage)
 	}
-	if newest.free != boltNone {
-		return errors.New("holds a free list, which this program never writes")
-	}
 	in := &inspector{file: file, high: newest.high, seen: map[uint64]bool{}, value: value}
-	return in.page(newest.root, nil, nil, nil)
+	if err := in.page(newest.root, nil, nil, nil); err != nil {
+		return err
+	}
+	if err := in.freeList(newest.free); err != nil {
+		return fmt.Errorf("free list: %w", err)
+	}
+	if uint64(len(in.seen)) != newest.high-2 {
+		return errors.New("a page is neither in use nor free")
+	}
+	return nil
 }
 
 func readBoltMeta(page []byte) (m boltMeta, err error) {
@@ -84,30 +91,64 @@ func readBoltMeta(page []byte) (m boltMeta, err error) {
 
 // page checks the page and all below it. All keys must lie in [lo, hi).
 func (in *inspector) page(id uint64, bucket, lo, hi []byte) error {
-	if id < 2 || id >= in.high {
-		return fmt.Errorf("page %d does not exist", id)
-	}
-	order := binary.NativeEndian
-	head := make([]byte, boltHeader)
-	if _, err := in.file.ReadAt(head, int64(id)*boltPage); err != nil {
-		return err
-	}
-	overflow := uint64(order.Uint32(head[12:]))
-	if order.Uint64(head) != id || id+overflow >= in.high {
-		return fmt.Errorf("page %d: wrong header", id)
-	}
-	for p := id; p <= id+overflow; p++ {
-		if in.seen[p] {
-			return fmt.Errorf("page %d is used twice", p)
-		}
-		in.seen[p] = true
-	}
-	b := make([]byte, (overflow+1)*boltPage)
-	if _, err := in.file.ReadAt(b, int64(id)*boltPage); err != nil {
+	b, err := in.read(id)
+	if err != nil {
 		return err
 	}
 	if err := in.elements(b, bucket, lo, hi); err != nil {
 		return fmt.Errorf("page %d: %w", id, err)
+	}
+	return nil
+}
+
+// read returns a page with its overflow and notes that it is in use.
+func (in *inspector) read(id uint64) ([]byte, error) {
+	if id < 2 || id >= in.high {
+		return nil, fmt.Errorf("page %d does not exist", id)
+	}
+	order := binary.NativeEndian
+	head := make([]byte, boltHeader)
+	if _, err := in.file.ReadAt(head, int64(id)*boltPage); err != nil {
+		return nil, err
+	}
+	overflow := uint64(order.Uint32(head[12:]))
+	if order.Uint64(head) != id || id+overflow >= in.high {
+		return nil, fmt.Errorf("page %d: wrong header", id)
+	}
+	for p := id; p <= id+overflow; p++ {
+		if in.seen[p] {
+			return nil, fmt.Errorf("page %d is used twice", p)
+		}
+		in.seen[p] = true
+	}
+	b := make([]byte, (overflow+1)*boltPage)
+	_, err := in.file.ReadAt(b, int64(id)*boltPage)
+	return b, err
+}
+
+func (in *inspector) freeList(id uint64) error {
+	b, err := in.read(id)
+	if err != nil {
+		return err
+	}
+	order := binary.NativeEndian
+	count, list := uint64(order.Uint16(b[10:])), b[boltHeader:]
+	if order.Uint16(b[8:]) != boltFree {
+		return errors.New("unknown kind of page")
+	}
+	if count == 0xffff { // does not fit: the first word counts
+		count, list = order.Uint64(list), list[8:]
+	}
+	if count > uint64(len(list)/8) {
+		return errors.New("wrong number of pages")
+	}
+	var last uint64
+	for ; count > 0; count, list = count-1, list[8:] {
+		free := order.Uint64(list)
+		if free <= last || free < 2 || free >= in.high || in.seen[free] {
+			return fmt.Errorf("page %d is not free", free)
+		}
+		in.seen[free], last = true, free
 	}
 	return nil
 }

@@ -136,6 +136,7 @@ type stateRecord struct {
 	Boot   int64            `json:"boot,omitempty"`  // time since boot when the floor was written, nanoseconds
 	Mail   uint64           `json:"mail"`            // last mail ID given out
 	Head   uint64           `json:"head"`            // durable changes so far
+	Tally  tally            `json:"tally"`
 }
 
 type cardRecord struct {

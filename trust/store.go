@@ -55,6 +55,7 @@ type Store struct {
 
 	mu      sync.RWMutex // guards what follows; written only by the holder of writer
 	closed  bool
+	broken  error // the database faulted and is not used any more
 	book    map[crypto.PublicKey]*relation
 	byPrint map[crypto.Fingerprint]crypto.PublicKey
 	outbox  map[uint64]*mailRecord
@@ -124,7 +125,8 @@ func (s *Store) open() (err error) {
 	if s.cuts, err = openCuts(cutPath, !s.cfg.NoSync); err != nil {
 		return err
 	}
-	if s.db, err = openDB(dbPath, s.cfg.NoSync); err != nil {
+	var seen tally
+	if s.db, seen, err = openDB(dbPath, s.cfg.NoSync); err != nil {
 		return err
 	}
 	if err := guard(func() error { return s.db.View(s.load) }); err != nil {
@@ -132,6 +134,9 @@ func (s *Store) open() (err error) {
 			return fmt.Errorf("trust: %s: %w", dbPath, err)
 		}
 		return damagedStore(dbPath, err)
+	}
+	if s.state.Tally != seen {
+		return damagedStore(dbPath, errors.New("records are missing"))
 	}
 	return s.applyCuts()
 }
@@ -252,7 +257,7 @@ func (s *Store) Close() error {
 
 func (s *Store) closeFiles() error {
 	var errs []error
-	if s.db != nil {
+	if s.db != nil && s.broken == nil {
 		errs = append(errs, guard(s.db.Close))
 	}
 	if s.cuts != nil {
