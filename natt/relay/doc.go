@@ -93,10 +93,15 @@
 // Records: PING (kind 1, agent to server) and PONG (2, answer, same echo, flag 1
 // = mail waits) keep the NAT mapping alive, measure the round trip and tell the
 // observed address and the time. NOTICE (3, server to agent): echo 1 = mail
-// waits, 2 = superseded; an agent answers with a PING; the server repeats twice.
-// BYE (4, agent to server) ends the session. A record with a counter above all
+// waits, 2 = superseded, 3 = show that you live; an agent answers 1 and 3 with a
+// PING; the server repeats 1 and 2 twice. BYE (4, agent to server) ends the session. A record with a counter above all
 // before it, from a new source address, moves the session there: roaming and a
 // rebinding NAT cost half a round trip.
+//
+// Of two instances of one key the one that started later (by its own clock) has
+// the place. One that started earlier waits while the server asks the other for a
+// sign of life, and is told superseded when that comes; after 3 s of silence it
+// has the place. A takeover (flag 1) has it at once.
 //
 // Keepalive is one PING in 20 s: 3 packets a minute to each server.
 //

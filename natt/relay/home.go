@@ -413,8 +413,9 @@ func (h *Home) notice(now time.Time, l *link, r Record) {
 	switch r.Echo {
 	case NoticeMail:
 		h.event(HomeEvent{Kind: MailWaiting})
-		l.next = now // the answer
-		l.waiting = 0
+		l.next, l.waiting = now, 0 // the answer
+	case NoticeProbe:
+		l.next, l.waiting = now, 0
 	case NoticeSuperseded:
 		h.rest()
 	}

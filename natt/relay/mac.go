@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"net/netip"
 	"time"
 
@@ -39,6 +40,30 @@ func (m MAC) Check(msg []byte) bool {
 	n := len(msg) - 2*macSize
 	want := sum(m.key[:], msg[:n])
 	return hmac.Equal(want[:], msg[n:n+macSize])
+}
+
+// A Checker is a MAC for one goroutine, which checks without allocating.
+type Checker struct {
+	h   hash.Hash
+	sum []byte
+}
+
+// NewChecker returns a Checker for requests to server.
+func NewChecker(server crypto.DHPublic) *Checker {
+	m := NewMAC(server)
+	return &Checker{h: hmac.New(sha256.New, m.key[:]), sum: make([]byte, 0, sha256.Size)}
+}
+
+// Check is MAC.Check.
+func (c *Checker) Check(msg []byte) bool {
+	if !requestForm(msg) {
+		return false
+	}
+	n := len(msg) - 2*macSize
+	c.h.Reset()
+	c.h.Write(msg[:n])
+	c.sum = c.h.Sum(c.sum[:0])
+	return hmac.Equal(c.sum[:macSize], msg[n:n+macSize])
 }
 
 func requestForm(msg []byte) bool {

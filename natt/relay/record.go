@@ -26,6 +26,7 @@ const FlagMail = 1
 const (
 	NoticeMail       = 1
 	NoticeSuperseded = 2
+	NoticeProbe      = 3 // answer with a PING
 )
 
 // A Record is the content of a RECORD datagram.

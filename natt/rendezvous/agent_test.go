@@ -89,7 +89,6 @@ type agent struct {
 	conn   *net.UDPConn
 	home   *relay.Home
 	events []relay.HomeEvent
-	frames chan frame
 }
 
 type frame struct {

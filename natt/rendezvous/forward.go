@@ -62,16 +62,16 @@ func (r *reader) forward(m *natt.Message, b []byte, size, count int, number uint
 		}
 	}
 	c.used.Store(r.now)
-	gate, open := &c.toTarget, c.answered.Load()
+	way, open := &c.toTarget, c.answered.Load()
 	if e.isTarget {
-		gate, open = &c.toVisitor, c.proven.Load()
+		way, open = &c.toVisitor, c.proven.Load()
 	}
 	if first == 0 { // a keepalive goes back to its sender
 		to, out = r.from(m), number
-	}
-	if !open || first == 0 {
-		count, b = probation(gate, r.now, b, size, count)
-	} else if cost := int64(len(b)) * int64(time.Second) / s.cfg.Limits.ChannelRate; !gate.allow(r.now, cost, quotaBurst) {
+		count, b = probation(&c.echo, r.now, b, size, count)
+	} else if !open {
+		count, b = probation(&way.young, r.now, b, size, count)
+	} else if cost := int64(len(b)) * int64(time.Second) / s.cfg.Limits.ChannelRate; !way.quota.allow(r.now, cost, quotaBurst) {
 		s.count.dropped.Add(uint64(count))
 		return
 	}

@@ -59,9 +59,14 @@ func (s *Server) hello(j job, a *relay.Accepted) {
 	if !a.Hello.Started.IsZero() {
 		sess.started = uint64(a.Hello.Started.UnixMilli())
 	}
-	if w.Status == relay.StatusWelcome && !s.mayBeCurrent(sess, a.Hello.Flags) {
-		w.Status = relay.StatusSuperseded
-		s.count.refused.Add(1)
+	if w.Status == relay.StatusWelcome {
+		switch s.standing(sess, a.Hello.Flags) {
+		case waits:
+			return
+		case superseded:
+			w.Status = relay.StatusSuperseded
+			s.count.refused.Add(1)
+		}
 	}
 	if w.Status == relay.StatusWelcome {
 		sess.number = number()
@@ -86,20 +91,28 @@ func (s *Server) hello(j job, a *relay.Accepted) {
 	s.write(j.from, answer)
 }
 
-// mayBeCurrent compares sess with the registered session of the same agent. A
-// takeover counts as started just after the other.
-func (s *Server) mayBeCurrent(sess *session, flags relay.HelloFlags) bool {
+// standing compares sess with the registered session of the same agent. A
+// takeover, or the heir of a silent instance, counts as started just after it.
+func (s *Server) standing(sess *session, flags relay.HelloFlags) standing {
 	cur := s.table.home(sess.agent)
-	if cur == nil || cur.instance == sess.instance {
-		if cur != nil {
-			sess.started = cur.started
+	if cur == nil {
+		return displaces
+	}
+	if cur.instance == sess.instance {
+		sess.started = cur.started
+		return displaces
+	}
+	if sess.newer(cur) {
+		return displaces
+	}
+	if flags&relay.FlagTakeover == 0 {
+		if st := cur.contest(s.cfg.Now().UnixNano()); st != displaces {
+			s.sendNotices(cur)
+			return st
 		}
-		return true
 	}
-	if flags&relay.FlagTakeover != 0 {
-		sess.started = max(sess.started, cur.started+1)
-	}
-	return sess.newer(cur)
+	sess.started = cur.started + 1
+	return displaces
 }
 
 // confirm makes a session current, on its first record.
@@ -132,7 +145,7 @@ func (s *Server) visit(j job, a *relay.Accepted) {
 	if len(a.Visit.Inner) == 0 || a.Visit.Inner[0] == 0 || home == nil {
 		return
 	}
-	if !c.toTarget.allow(now.UnixNano(), probationCost, probationBurst) {
+	if !c.toTarget.young.allow(now.UnixNano(), probationCost, probationBurst) {
 		s.count.dropped.Add(1)
 		return
 	}

@@ -25,7 +25,6 @@ type Server struct {
 	public    crypto.DHPublic
 	store     Store
 	ownStore  bool
-	mac       relay.MAC
 	cookies   relay.Cookies
 	blind     [32]byte // blinds senders' networks in the store
 	started   time.Time
@@ -63,7 +62,6 @@ func newServer(cfg Config) *Server {
 		stuns:      newLimiter(perSecond(50, 500)),
 		streams:    newLimiter(perSecond(cfg.Limits.Requests, cfg.Limits.RequestBurst)),
 	}
-	s.mac = relay.NewMAC(s.public)
 	s.cookies = relay.NewCookies(s.public, secret)
 	rand.Read(s.blind[:])
 	return s

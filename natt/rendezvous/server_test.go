@@ -21,7 +21,16 @@ import (
 	"github.com/pilotnet/pilot/natt/stun"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(scaleServer); dir != "" {
+		if err := serveScale(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func wantErr(t *testing.T, err, target error) {
 	t.Helper()
@@ -228,13 +237,38 @@ func TestSuperseded(t *testing.T) {
 	if old.home.Registered() || !old.home.Next().IsZero() {
 		t.Error("the superseded instance goes on")
 	}
-	old.home.Kick(time.Now()) // it asks again, and is told again
+	old.home.Kick(time.Now()) // it asks again, and is told again once the other has shown that it lives
+	for deadline := time.Now().Add(patience); len(old.events) == 0 && time.Now().Before(deadline); {
+		old.step(10 * time.Millisecond)
+		young.step(10 * time.Millisecond)
+	}
 	old.until(relay.Superseded)
 
 	old.home = relay.NewHome(relay.HomeConfig{Server: r.addr.Key, Static: old.reg, Key: old.id.Key.Public(), Instance: 3, Takeover: true})
 	old.home.Advance(time.Now().Add(-time.Hour)) // by its clock it started long ago
 	old.until(relay.Registered)
 	young.until(relay.Superseded)
+}
+
+// An instance that seems older because its clock is wrong has the place when the
+// other is gone, and not before.
+func TestContest(t *testing.T) {
+	t.Parallel()
+	r := start(t, Config{StateDir: t.TempDir()})
+	gone := newAgent(t, "alice", r.addr).claimed()
+	gone.until(relay.Registered)
+	heir := *gone
+	heir.conn, heir.events = dialUDP(t), nil
+	heir.newHome(2)
+	heir.home.Advance(time.UnixMilli(1)) // its clock says 1970
+	began := time.Now()
+	heir.until(relay.Registered)
+	if took := time.Since(began); took < contestTime {
+		t.Errorf("registered after %v", took)
+	}
+	if s := r.table.home(gone.fingerprint()); s == nil || s.instance != 2 {
+		t.Errorf("session %+v", s)
+	}
 }
 
 func open(t *testing.T, a *agent, v *relay.Visitor, inner string) {

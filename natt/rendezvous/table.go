@@ -35,7 +35,8 @@ type session struct {
 	highest    uint64 // counter of the records so far
 	confirmed  bool
 	superseded bool
-	notices    [3]uint8 // by code: how often it is still to be sent
+	contested  int64    // when another instance that says it is older wanted its place
+	notices    [4]uint8 // by code: how often it is still to be sent
 }
 
 // newer reports whether s displaces cur, another instance of the same agent.
@@ -56,9 +57,14 @@ type channel struct {
 	answered      atomic.Bool  // the target has sent something
 	proven        atomic.Bool  // the visitor has used its number: it reads at its address
 	used          atomic.Int64 // last frame
-	toTarget      gate
-	toVisitor     gate
+	toTarget      lane
+	toVisitor     lane
+	echo          gate // keepalives sent back
 }
+
+// A lane is one direction of a channel: what passes before the channel is open,
+// and the quota after.
+type lane struct{ young, quota gate }
 
 // An end is one side of a channel, found by the number that this side sends with.
 type end struct {
@@ -184,9 +190,9 @@ func (t *table) sweep(now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.sessions {
-		idle := sessionIdle
-		if t.homes[s.agent] != s {
-			idle = unconfirmedIdle
+		idle := unconfirmedIdle
+		if s.isConfirmed() { // also a superseded one, to be told so again
+			idle = sessionIdle
 		}
 		if now-s.used.Load() > int64(idle) {
 			t.removeLocked(s)
@@ -251,6 +257,42 @@ func (s *session) notify(code uint64) {
 	s.notices[code] = noticeRepeats
 }
 
+func (s *session) isConfirmed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.confirmed
+}
+
+// A standing is what becomes of an instance that wants the place of another.
+type standing uint8
+
+const (
+	displaces  standing = iota // the place is its own
+	waits                      // not known yet: no answer, it will ask again
+	superseded                 // the other started later, and lives
+)
+
+const contestTime = 3 * time.Second
+
+// contest decides about an instance that says it started before s, which holds
+// the place. Clocks may be wrong, for example after a restart of a machine without
+// one, so s must show that it lives: it is asked, and loses the place by silence.
+func (s *session) contest(now int64) standing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := now - s.contested
+	switch {
+	case s.contested == 0 || since > 10*int64(contestTime):
+		s.contested = now
+	case s.used.Load() > s.contested:
+		return superseded
+	case since > int64(contestTime):
+		return displaces
+	}
+	s.notices[relay.NoticeProbe] = 1
+	return waits
+}
+
 // heard settles what a good record tells besides its content: which notices need
 // no repetition, and whether the session has moved. It returns whether this is
 // the first record of the session.
@@ -261,7 +303,7 @@ func (s *session) heard(r relay.Record, counter uint64, from binding, now int64)
 	first = !s.confirmed
 	s.confirmed = true
 	if r.Kind == relay.Ping {
-		s.notices[relay.NoticeMail] = 0
+		s.notices = [4]uint8{relay.NoticeSuperseded: s.notices[relay.NoticeSuperseded]}
 	}
 	if old := s.bind.Load(); (counter > s.highest || first) && *old != from {
 		s.bind.Store(&from)

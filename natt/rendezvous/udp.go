@@ -28,10 +28,11 @@ type reader struct {
 	in   []natt.Message
 	out  [][]natt.Message // what this batch forwards, by socket
 	now  int64            // of this batch
+	mac  *relay.Checker
 }
 
 func newReader(s *Server, sock *socket) *reader {
-	r := &reader{s: s, sock: sock, out: make([][]natt.Message, len(s.sockets))}
+	r := &reader{s: s, sock: sock, out: make([][]natt.Message, len(s.sockets)), mac: relay.NewChecker(s.public)}
 	r.in = make([]natt.Message, min(readBatch, sock.conn.BatchSize()))
 	for i := range r.in {
 		r.in[i].Buf = make([]byte, natt.MaxRun)
@@ -147,7 +148,7 @@ func (r *reader) hint(m *natt.Message, length int, kind relay.HintKind, number u
 // and hands it to the workers.
 func (r *reader) request(m *natt.Message, d []byte) {
 	s := r.s
-	if !s.mac.Check(d) {
+	if !r.mac.Check(d) {
 		s.count.malformed.Add(1)
 		return
 	}
