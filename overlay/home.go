@@ -103,16 +103,17 @@ type home struct {
 	machine *relay.Home
 	alarm   alarm
 
-	claimed    bool
-	refused    error // the server will not have our address: it is not used
-	lastErr    error
-	tlsWarning string
-	busy       bool // a control channel is open or being opened
-	claimDue   bool
-	mailDue    bool
-	retry      time.Time // no control channel before
-	wait       time.Duration
-	since      time.Time // when the machine began to wait for an answer
+	claimed      bool
+	refused      error // the server will not have our address: it is not used
+	lastErr      error
+	tlsWarning   string
+	busy         bool // a control channel is open or being opened
+	claimDue     bool
+	mailDue      bool
+	retry        time.Time // no control channel before
+	wait         time.Duration
+	since        time.Time // when the machine began to wait for an answer
+	registeredAt time.Time
 }
 
 func (l *loop) newHome(s crypto.Server, takeover bool) *home {
@@ -176,7 +177,7 @@ func (h *home) events(now instant, events []relay.HomeEvent) {
 	for _, e := range events {
 		switch e.Kind {
 		case relay.Registered:
-			h.since, h.lastErr = time.Time{}, nil
+			h.since, h.lastErr, h.registeredAt = time.Time{}, nil, now.wall
 			l.log.Info("registered", "server", h.host.server.HostPort(), "observed", e.Addr)
 			h.mailDue = true
 			l.setSkew(now, e.Time)

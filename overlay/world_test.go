@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
@@ -291,18 +290,66 @@ func (w *testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func TestTwoAgentsMeet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
-		alice.send(bob, 1, 100)
-		n, err := bob.receive(5 * time.Second)
-		if err != nil || n != 1 {
-			t.Fatalf("received %d, %v; alice %+v drops %v; bob drops %v", n, err, alice.Peers(), alice.Status().Drops, bob.Status().Drops)
-		}
-		alice.pathTo("bob", "direct")
-		bob.pathTo("alice", "direct")
-	})
+// natlabDelay is the one-way delay of every uplink to the core.
+const natlabDelay = 10 * time.Millisecond
+
+// A result is what became of a stream of numbered packets.
+type result struct {
+	lost, twice int
+	gap         time.Duration // longest time without a packet
 }
+
+// stream sends n numbered packets, one every interval, and reads them.
+func stream(from, to *agent, n int, every time.Duration) result {
+	go func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for i := range n {
+			from.send(to, uint32(i), 64)
+			<-tick.C
+		}
+	}()
+	seen := make([]int, n)
+	var r result
+	last := time.Now()
+	for end := last.Add(time.Duration(n)*every + 10*time.Second); time.Now().Before(end); {
+		i, err := to.receive(2 * time.Second)
+		if err != nil {
+			if time.Until(end) < 8*time.Second {
+				break
+			}
+			continue
+		}
+		r.gap = max(r.gap, time.Since(last))
+		last = time.Now()
+		if seen[i]++; i == uint32(n-1) {
+			break
+		}
+	}
+	for _, k := range seen {
+		if k == 0 {
+			r.lost++
+		} else {
+			r.twice += k - 1
+		}
+	}
+	return r
+}
+
+// session is what a sends to b on now.
+func (a *agent) session(b *agent) *crypto.Session {
+	p := a.plane.snapshot.Load().peers[b.cfg.Identity.Node]
+	if tx := p.tx.Load(); tx != nil {
+		return tx.session
+	}
+	return nil
+}
+
+// welcomed is when a's home session was last confirmed.
+func (a *agent) welcomed() (at time.Time) {
+	_ = a.loop.call(context.Background(), func(instant) { at = a.loop.servers[0].registeredAt })
+	return at
+}
+
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
