@@ -1,0 +1,67 @@
+# make demo shows the whole story on one machine, make test checks all of it.
+# Both need nothing but Go (and a Linux kernel for the demo).
+
+GO         ?= go
+FUZZTIME   ?= 10s
+TESTFLAGS  ?=
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+
+.PHONY: build test race plain allocs vet lint cross fuzz demo clean
+
+# One static binary. The same source gives the same bytes.
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o pilotctl ./cmd/pilotctl
+
+# Go sets CGO_ENABLED to 0 where it finds no C compiler, and the race detector
+# needs one.
+test:
+	@if [ "$$($(GO) env CGO_ENABLED)" = 1 ]; then \
+		$(MAKE) --no-print-directory -k race allocs; \
+	else \
+		echo "make: no C compiler found: testing without the race detector" >&2; \
+		$(MAKE) --no-print-directory plain; \
+	fi
+
+# Allocations are counted in a run of their own: the race detector makes some.
+race:
+	$(GO) test $(TESTFLAGS) -race -skip '^TestAlloc' -timeout 9m ./...
+
+plain:
+	$(GO) test $(TESTFLAGS) -timeout 9m ./...
+
+allocs:
+	@set -e; dirs=$$(grep -rl --include='*_test.go' '^func TestAlloc' . | xargs -n 1 dirname | sort -u); \
+	[ -n "$$dirs" ] || exit 0; \
+	echo "$(GO) test $(TESTFLAGS) -run '^TestAlloc'" $$dirs >&2; \
+	$(GO) test $(TESTFLAGS) -run '^TestAlloc' -timeout 5m $$dirs
+
+vet:
+	$(GO) vet ./...
+
+lint: vet
+	@unformatted=$$(gofmt -l .); \
+	[ -z "$$unformatted" ] || { echo "gofmt: $$unformatted" >&2; exit 1; }
+	$(GO) run $(STATICCHECK) ./...
+
+cross:
+	@set -e; for platform in $(PLATFORMS); do \
+		os=$${platform%/*}; arch=$${platform#*/}; \
+		echo "build $$platform"; mkdir -p dist; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build ./...; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w' -o dist/pilotctl-$$os-$$arch ./cmd/pilotctl; \
+	done
+
+# Each fuzz target for FUZZTIME; their seeds run in every "make test".
+fuzz:
+	@set -e; grep -roH --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | \
+	while IFS=: read -r file target; do \
+		target=$${target#func }; echo "$$target in $${file%/*}"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
+	done
+
+demo: build
+	./pilotctl demo
+
+clean:
+	rm -rf pilotctl dist
