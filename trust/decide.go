@@ -265,7 +265,6 @@ func (s *Store) Confirmed(key crypto.PublicKey, slotID [32]byte) error {
 	}
 	r = d.relation(key)
 	r.Pair.Current, r.Pair.Next = r.Pair.Next, nil
-	r.Out = slices.DeleteFunc(r.Out, func(o *outgoing) bool { return o.Finished && o.Serial < r.Pair.Current.Grant })
 	return d.commit()
 }
 

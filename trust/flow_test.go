@@ -346,7 +346,7 @@ func TestLostStore(t *testing.T) {
 		t.Fatalf("%+v", p)
 	}
 	old := bob.newest(alice).ID
-	if p := bob.approve(alice); p.StateLost || p.Current != nil || p.Next.ID == old || p.Name != "alice" {
+	if p := bob.approve(alice); p.StateLost || p.Current.ID != old || p.Next.ID == old || p.Name != "alice" {
 		t.Fatalf("%+v", p)
 	}
 	settle(alice, bob)

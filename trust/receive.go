@@ -337,8 +337,8 @@ func (d *draft) receiveGrant(r *relation, m *message) (Event, error) {
 		kind = Changed // a newer pair is in force already; the terms may still be news
 	}
 	r.High = max(r.High, m.Serial)
-	r.Out = slices.DeleteFunc(r.Out, func(x *outgoing) bool { return x.Serial <= o.Serial })
-	d.finish(m.Issuer, r)
+	r.Out = slices.DeleteFunc(r.Out, func(x *outgoing) bool { return x.ID == o.ID })
+	d.finish(m.Issuer, r, o.Serial)
 	d.unpost(m.Issuer, func(x *mailRecord) bool { return x.Class == mailRequest && x.Serial <= o.Serial })
 	if in := r.In; in != nil && in.Serial < m.Serial && in.Ask.Within(p.Mine.Ports) {
 		r.In = nil // the grant was made in its stead

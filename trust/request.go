@@ -202,14 +202,13 @@ func (d *draft) grant(key crypto.PublicKey, r *relation, in *incoming, ports Sco
 		ID: id, Static: raw32(static), Remote: in.Tunnel, Request: in.Serial, Grant: st.Serial,
 		Secret: raw32(crypto.NewPairSecret(in.ID, id, in.Random, st.Random)),
 	}
-	lost := r.stateLost(in)
-	if r.Pair == nil || lost { // what the peer lost may be in other hands
+	if r.Pair == nil {
 		r.Pair = &pair{Granted: s.now().Unix()}
 	}
 	p := r.Pair
 	p.insert(slot, in.Parent)
 	p.Mine = terms{st.Serial, ports, expires}
-	if in.Serial > p.Theirs.Serial || in.Stale {
+	if in.Serial > p.Theirs.Serial {
 		p.Theirs = terms{in.Serial, in.Offer, in.Expires}
 	}
 	if r.Held != nil && r.Held.Serial > p.Theirs.Serial {
@@ -217,18 +216,19 @@ func (d *draft) grant(key crypto.PublicKey, r *relation, in *incoming, ports Sco
 	}
 	p.Reason, p.Answer = in.Reason, in.ID
 	r.Last, r.In, r.Held, r.Name = st.Serial, nil, nil, name
-	d.finish(key, r)
+	d.finish(key, r, 0)
 	d.answer[key] = signed
 	d.witness(in.Serial, last)
 	return d.post(key, r.Card, mailGrant, signed, st.Serial, in.Serial)
 }
 
-// finish marks the requests of ours that the pair answers: they need no grant
-// any more. One that is under way is still taken, so that two grants that cross
-// leave both sides with the same slots.
-func (d *draft) finish(key crypto.PublicKey, r *relation) {
+// finish marks the requests of ours that need no grant any more: those before
+// the one that was answered, and those for which the pair already has all that
+// they ask. A grant that is under way to one of them is still taken, however
+// late, so that both sides end with the same slots.
+func (d *draft) finish(key crypto.PublicKey, r *relation, answered uint64) {
 	for i, o := range r.Out {
-		if o.Finished || !o.Ask.Within(r.Pair.Theirs.Ports) {
+		if o.Finished || o.Serial > answered && !o.Ask.Within(r.Pair.Theirs.Ports) {
 			continue
 		}
 		done := *o
