@@ -351,3 +351,16 @@ func BenchmarkRoundTrip(b *testing.B) {
 		})
 	}
 }
+
+// TestOtherFamily sends to an IPv6 address from a socket that has IPv4 only.
+func TestOtherFamily(t *testing.T) {
+	t.Parallel()
+	c := listenTest(t, ListenConfig{Addr: netip.AddrPortFrom(loopback, 0)})
+	m := []Message{{Buf: []byte("x"), Addr: netip.MustParseAddrPort("[::1]:9")}, {Buf: []byte("x"), Addr: at(loopback, c)}}
+	if n, err := c.WriteBatch(m); n != 0 || !errors.Is(err, syscall.EAFNOSUPPORT) {
+		t.Errorf("WriteBatch: %d, %v", n, err)
+	}
+	if n, err := c.ReadBatch(buffers(1)); n != 1 || err != nil {
+		t.Errorf("ReadBatch: %d, %v", n, err)
+	}
+}
