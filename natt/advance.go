@@ -13,7 +13,8 @@ func (a *Agent) Advance(now time.Time) []Action {
 	a.choose()
 	if r := a.use.route; r != nil {
 		r.budget.judge(a.now, r.rtt)
-		a.look()
+		for a.look() {
+		}
 	}
 	if r := a.use.route; r != nil && a.flowing() {
 		for _, size := range r.budget.advance(a.now, r.rtt) {
@@ -29,20 +30,20 @@ func (a *Agent) Advance(now time.Time) []Action {
 
 // probe sends the challenges of bursts and those that keep the other paths known.
 func (a *Agent) probe() {
+	due := func(r *route) bool {
+		t := a.spareAt(r)
+		return !t.IsZero() && !t.After(a.now)
+	}
 	for _, r := range a.routes {
-		if r.probes.advance(a.now) {
+		if r.validated && r.missed >= lossLimit && due(r) {
+			r.validated = false // and another may be a spare in its place
+			r.asked = a.now
+		}
+	}
+	for _, r := range a.routes {
+		if r.probes.advance(a.now) || due(r) {
 			a.challenge(r, 0)
 		}
-		t := a.spareAt(r)
-		if t.IsZero() || t.After(a.now) {
-			continue
-		}
-		if r.validated && r.missed >= lossLimit {
-			r.validated = false
-			r.asked = a.now
-			continue
-		}
-		a.challenge(r, 0)
 	}
 }
 

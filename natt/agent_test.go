@@ -166,13 +166,12 @@ func TestFlush(t *testing.T) {
 		for b := natWall; b <= natPort; b++ {
 			w := established(t, 4, a, b, 5000)
 			w.nodes[0].nat.flush()
-			flushed := w.now
 			w.run(200 * ms)
 			w.nodes[0].refresh() // the server tells a new address
 			w.nodes[0].step()
 			took := 200*ms + w.until("direct", 1800*ms, func() bool {
-				proven := func(n *node) bool { return n.agent.Status().Paths[0].Confirmed.After(flushed) }
-				return w.bothDirect() && proven(w.nodes[0]) && proven(w.nodes[1])
+				heard := func(n *node) bool { return !n.lastIn.Relayed() && w.now.Sub(n.lastAt) < 20*ms }
+				return w.bothDirect() && heard(w.nodes[0]) && heard(w.nodes[1])
 			})
 			w.run(3 * time.Second)
 			t.Logf("%v-%v: direct after %v", a, b, took)

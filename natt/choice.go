@@ -99,6 +99,7 @@ func (a *Agent) take(r *route) {
 		a.use.until = a.now.Add(min(max(old.rtt.smooth, r.rtt.smooth, overlapMin), overlapMax))
 	}
 	a.watch = watch{}
+	r.budget.verify = time.Time{} // what was asked long ago
 	a.use.climb(a.now)
 }
 

@@ -83,13 +83,14 @@ func (a *Agent) watchAt() time.Time {
 	return time.Time{}
 }
 
-// look takes the steps of the watch that are due.
-func (a *Agent) look() {
+// look takes the step of the watch that is due. It reports whether the path in use was dropped, which may make another
+// step due.
+func (a *Agent) look() bool {
 	if t := a.refreshAt(); !t.IsZero() && !t.After(a.now) {
 		a.watch.begin(a.now)
 	}
 	if t := a.watchAt(); t.IsZero() || t.After(a.now) {
-		return
+		return false
 	}
 	w, r := &a.watch, a.use.route
 	if w.phase == calm {
@@ -104,7 +105,7 @@ func (a *Agent) look() {
 				w.next = t
 			}
 			a.ask(r)
-			return
+			return false
 		}
 		w.phase, w.asked = doubt, 0
 	}
@@ -116,7 +117,7 @@ func (a *Agent) look() {
 		if other != nil {
 			a.challenge(other, 0)
 		}
-		return
+		return false
 	}
 	tries, wait := doubtTries, r.rtt.timeout()
 	if other == nil {
@@ -129,9 +130,10 @@ func (a *Agent) look() {
 		if other != nil {
 			a.challenge(other, 0) // which also tells the peer that we doubt
 		}
-		return
+		return false
 	}
 	a.fail()
+	return true
 }
 
 // ask challenges the path in use, and asks too whether it still carries full frames.
