@@ -29,11 +29,12 @@ type link struct {
 	seen  map[natt.Path]time.Time // relay paths that the peer used towards us
 	home  netip.AddrPort          // cached direct endpoint
 
-	alarm  alarm
-	rx, tx uint64        // counters at the last tick
-	acked  time.Duration // when we last sent for the sake of being heard
-	busy   time.Duration // when user data last flowed
-	gone   string        // why the peer is believed away, for status
+	alarm   alarm
+	rx, tx  uint64        // counters at the last tick
+	acked   time.Duration // when we last sent for the sake of being heard
+	busy    time.Duration // when user data last flowed
+	doubted time.Duration // when the relays were last asked
+	gone    string        // why the peer is believed away, for status
 }
 
 // A slotState is one pair state made ready for handshakes.
@@ -67,6 +68,7 @@ const (
 	sleepAfter      = 5 * time.Second
 	responderRekeys = crypto.RekeyAfterTime + 20*time.Second // if the initiator has not
 	legsUsed        = 2
+	doubtAgain      = time.Second
 )
 
 // setSlots brings the pair states and their knock tags in line with the book.
@@ -346,9 +348,31 @@ func (l *link) act(now instant, a *natt.Action) {
 	case natt.ActUse:
 		l.publish(a)
 		l.remember(a.Path)
+		if a.Also.Relayed() {
+			l.doubt(now)
+		}
 	case natt.ActLost:
 		l.gone = noAnswer
+		l.doubt(now)
 		l.connect(now)
+	}
+}
+
+// doubt makes sure that the relays know where we are now: if the way to the
+// peer died because our own address changed, they are bound to the old one.
+func (l *link) doubt(now instant) {
+	if l.doubted != 0 && now.boot-l.doubted < doubtAgain {
+		return
+	}
+	l.doubted = now.boot
+	for _, h := range l.loop.servers {
+		h.machine.Probe(now.wall)
+		h.advance(now)
+	}
+	for _, leg := range l.legs {
+		if leg.visitor.Channel() != 0 {
+			leg.visitor.open(now, l.loop, nil)
+		}
 	}
 }
 
