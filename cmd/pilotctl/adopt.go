@@ -10,6 +10,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/trust"
 )
 
 // adoptedSuffix marks the identity that was left behind, so that it cannot be
@@ -60,10 +61,10 @@ func (p *program) adopt(from string, at places) (ipam.Identity, error) {
 	return id, nil
 }
 
-// lockStore makes sure that no daemon uses the store in dir, by the lock that
-// its database takes.
+// lockStore makes sure that no daemon uses the store in dir, by the lock that it
+// takes.
 func lockStore(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "store.db"), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(dir, trust.LockFile), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil
 	}
@@ -86,7 +87,7 @@ func copyState(from, to string) error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if !e.Type().IsRegular() || name == identityFile || strings.HasPrefix(name, logFile) || name == "config.toml" {
+		if !e.Type().IsRegular() || name == identityFile || strings.HasPrefix(name, logFile) || name == "config.toml" || name == trust.LockFile {
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(from, name))

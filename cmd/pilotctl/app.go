@@ -7,6 +7,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
 )
 
@@ -16,6 +18,8 @@ type program struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
+	newKey         func() (crypto.PrivateKey, error)
+	newNode        func(overlay.Config) (node, error)
 
 	json bool // set by run
 }
@@ -53,7 +57,7 @@ func (p *program) app() *cli.App {
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
 			p.pingCommand(), p.whoisCommand(), p.resolveCommand(),
-			p.daemonCommand(), p.serverCommand(), p.versionCommand(),
+			p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,
 		HideHelpCommand:           true,
@@ -104,9 +108,11 @@ func polish(commands []*cli.Command, parent string) {
 			continue
 		}
 		c.CustomHelpTemplate = groupHelp
-		c.Action = func(*cli.Context) error {
-			return usagef("pilotctl %s needs a command: %s", c.Name, names(c.Subcommands)).
-				WithHint("pilotctl %s --help", c.Name)
+		if c.Action == nil {
+			c.Action = func(*cli.Context) error {
+				return usagef("pilotctl %s needs a command: %s", c.Name, names(c.Subcommands)).
+					WithHint("pilotctl %s --help", c.Name)
+			}
 		}
 		polish(c.Subcommands, c.Name)
 	}

@@ -39,12 +39,6 @@ SIGTERM, SIGINT and "pilotctl down" end it.`,
 	}
 }
 
-// A node is what the daemon runs: overlay.Node.
-type node interface {
-	api.Agent
-	Run(ctx context.Context) error
-}
-
 func (p *program) daemon(c *cli.Context) error {
 	at, err := p.places(c)
 	if err != nil {
@@ -73,7 +67,7 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	defer sockets.Close()
-	n, err := p.newNode(c, at, set, id, logger)
+	n, err := p.newNode(nodeConfig(c, at, set, id, logger))
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 )
@@ -40,7 +39,7 @@ func (p *program) makeIdentity(ctx context.Context, at places) (ipam.Identity, e
 	if err := os.MkdirAll(at.state, 0o700); err != nil {
 		return ipam.Identity{}, systemError("make the state directory", err)
 	}
-	key, err := crypto.GenerateKey()
+	key, err := p.newKey()
 	if err != nil {
 		return ipam.Identity{}, err
 	}

@@ -105,7 +105,7 @@ func (p *program) makeAgent(c *cli.Context, at places) (agentPlace, error) {
 
 func (p *program) noteDiffering(at places, keys []string) {
 	if len(keys) > 0 {
-		p.tell("note: %s keeps another %s; edit it to make the change last", at.config, strings.Join(keys, " and "))
+		p.tell("note: %s keeps its own %s; edit it to make the change last", at.config, strings.Join(keys, " and "))
 	}
 }
 

@@ -17,11 +17,11 @@ import (
 
 func (p *program) joinCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "join",
-		Usage:     "use an invitation: init, up and trust accept in one",
-		ArgsUsage: "TOKEN|-|file:PATH",
+		Name:        "join",
+		Usage:       "use an invitation: init, up and trust accept in one",
+		ArgsUsage:   "TOKEN|-|file:PATH",
 		Description: `A new agent without --server makes the inviting agent's home server its own.`,
-		Flags: joinFlags(),
+		Flags:       joinFlags(),
 		Action: func(c *cli.Context) error {
 			token, err := p.tokenArgument(c)
 			if err != nil {

@@ -54,10 +54,10 @@ func (p *program) listText(w io.Writer, l trustList) {
 		t.row(peer.Name, peer.Trust, portsText(peer.In), portsText(peer.Out), p.until(peer.Expires), peer.Fingerprint)
 	}
 	for _, r := range l.Outgoing {
-		t.row(plain(either(r.Name, r.Address)), "asked", portsText(r.Offer), portsText(r.Ports), p.until(r.Expires), r.Fingerprint)
+		t.row(who(r.Name, r.Address), "asked", portsText(r.Offer), portsText(r.Ports), p.until(r.Expires), r.Fingerprint)
 	}
 	for _, r := range l.Incoming {
-		t.row(plain(either(r.Name, r.Address)), "asks us", portsText(r.Ports), portsText(r.Offer), p.until(r.Expires), r.Fingerprint)
+		t.row(who(r.Name, r.Address), "asks us", portsText(r.Ports), portsText(r.Offer), p.until(r.Expires), r.Fingerprint)
 	}
 	t.close()
 	if n := len(l.Incoming); n > 0 {

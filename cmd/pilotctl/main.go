@@ -5,16 +5,20 @@ import (
 	"os"
 	"os/signal"
 	"time"
+
+	"github.com/pilotnet/pilot/crypto"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	p := &program{
-		stdin:  os.Stdin,
-		stdout: os.Stdout,
-		stderr: os.Stderr,
-		getenv: os.Getenv,
-		now:    time.Now,
+		stdin:   os.Stdin,
+		stdout:  os.Stdout,
+		stderr:  os.Stderr,
+		getenv:  os.Getenv,
+		now:     time.Now,
+		newKey:  crypto.GenerateKey,
+		newNode: openNode,
 	}
 	status := p.run(ctx, os.Args)
 	stop()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,10 +11,26 @@ import (
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
-// newNode opens the node that the settings describe.
-func (p *program) newNode(c *cli.Context, at places, set settings, id ipam.Identity, logger *slog.Logger) (node, error) {
+// A node is what the daemon runs: an overlay.Node, or a test's.
+type node interface {
+	api.Agent
+	Run(ctx context.Context) error
+}
+
+// openNode opens the agent's state, device and socket.
+func openNode(config overlay.Config) (node, error) {
+	n, err := overlay.New(config)
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// nodeConfig is the node that the settings describe.
+func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logger *slog.Logger) overlay.Config {
 	config := overlay.Config{
 		StateDir:   at.state,
 		Name:       either(set.name, hostName()),
@@ -31,11 +48,7 @@ func (p *program) newNode(c *cli.Context, at places, set settings, id ipam.Ident
 	if set.tun == "auto" {
 		config.DeviceName = freeDevice()
 	}
-	n, err := overlay.New(config)
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
+	return config
 }
 
 const maxDevices = 100

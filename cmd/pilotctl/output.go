@@ -134,6 +134,14 @@ func plain(s string) string {
 	return s
 }
 
+// who shows another agent: by its own name for itself, or by its address.
+func who(name, address string) string {
+	if name == "" {
+		return address
+	}
+	return plain(name)
+}
+
 func millis(v float64) string {
 	switch {
 	case v <= 0:

@@ -85,15 +85,15 @@ func checkAsk(o overlay.RequestOptions) error {
 // awaitGrant shows how far a request or an accepted invitation has come, after
 // waiting for the grant if asked to.
 func (p *program) awaitGrant(ctx context.Context, client *api.Client, r overlay.TrustResult, wait time.Duration) error {
-	who := either(plain(r.Name), r.Address)
-	exposed(p.stderr, who, r.Listening)
+	them := who(r.Name, r.Address)
+	exposed(p.stderr, them, r.Listening)
 	if r.State != "granted" && wait > 0 {
-		p.tell("the request to %s is on its way; waiting %v for the answer ...", who, wait)
+		p.tell("the request to %s is on its way; waiting %v for the answer ...", them, wait)
 		fingerprint := r.Fingerprint
 		var err error
 		if r, err = client.Wait(ctx, fingerprint, wait); err != nil {
 			if code := api.AsError(err).Code; code == overlay.CodeTrustPending || code == overlay.CodeTimeout {
-				return overlay.Errorf(overlay.CodeTrustPending, "%s has not granted trust within %v", who, wait).
+				return overlay.Errorf(overlay.CodeTrustPending, "%s has not granted trust within %v", them, wait).
 					WithHint("the request stays open; pilotctl trust list shows when it is granted").Retry()
 			}
 			return err
@@ -104,7 +104,7 @@ func (p *program) awaitGrant(ctx context.Context, client *api.Client, r overlay.
 			granted(w, r)
 			return
 		}
-		fmt.Fprintf(w, "asked %s for trust; it decides\n", who)
+		fmt.Fprintf(w, "asked %s for trust; it decides\n", them)
 		facts(w, "address", r.Address, "ula", r.ULA, "fingerprint", r.Fingerprint, "asked for", portsText(r.Ports))
 		fmt.Fprintln(w, "next: pilotctl trust list, until it is granted")
 	})

@@ -27,4 +27,3 @@ func (p *program) serverState(c *cli.Context) (string, error) {
 
 const serverStateText = `The state directory is --state-dir, else PILOT_SERVER_STATE_DIR, else
 /var/lib/pilot-server or, without root, ~/.local/state/pilot-server.`
-

@@ -126,7 +126,8 @@ func serverText(s overlay.ServerStatus) string {
 	if s.Error != "" {
 		text += ": " + s.Error
 	}
-	if s.TLSWarning != "" {
+	// A self-signed certificate is what servers make; others deserve a look.
+	if s.TLSWarning != "" && !strings.HasPrefix(s.TLSWarning, "self-signed") {
 		text += " (TLS: " + s.TLSWarning + ")"
 	}
 	return text
@@ -139,7 +140,7 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	}
 	fmt.Fprintf(w, "%s is %s\n", s.Name, strings.ReplaceAll(either(s.State, "running"), "_", " "))
 	facts(w, "address", s.Address, "ula", s.ULA, "contact", s.Contact)
-	if !s.Claimed {
+	if !s.Claimed && len(s.Servers) > 0 {
 		facts(w, "claim", "unclaimed: not every home server has confirmed the address")
 	}
 	for _, server := range s.Servers {
