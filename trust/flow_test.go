@@ -832,13 +832,14 @@ func TestUpdateCard(t *testing.T) {
 	}
 }
 
-// Ten thousand keys that ask are bounded, and do not push out what matters.
+// A flood of keys that ask is bounded, and does not push out what matters.
 func TestRequestFlood(t *testing.T) {
 	alice, bob := trusted(t, "80", "7")
 	alice.ask(bob, "80,443", "7")
 	alice.send(bob)
+	bob.limits = limits{pending: 10, strangers: 15}
 	card := alice.card()
-	for i := range maxPending + 100 {
+	for i := range 40 {
 		key := crypto.NewPrivateKey(sha256.Sum256(fmt.Append(nil, "flood", i)))
 		card.Key = key.Public()
 		bob.now = bob.now.Add(time.Millisecond)
@@ -853,8 +854,16 @@ func TestRequestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantKind(t, bob.take([]Mail{{Sealed: sealed}}), RequestPending)
+		if i%3 == 0 {
+			if err := bob.Reject(key.Public()); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	if n := len(bob.Incoming()); n != maxPending+1 || bob.Incoming()[0].Key != alice.pub() {
+	if n := len(bob.book); n > 16 || n < 10 {
+		t.Errorf("%d keys are remembered", n)
+	}
+	if n := len(bob.Incoming()); n > 11 || n < 8 || bob.Incoming()[0].Key != alice.pub() {
 		t.Errorf("%d requests wait", n)
 	}
 	matches(alice, bob)

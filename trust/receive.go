@@ -11,13 +11,6 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 )
 
-// Bounds on what strangers can make us keep: requests that wait, and strangers
-// of whom anything is remembered. Beyond, the oldest goes.
-const (
-	maxPending   = 256
-	maxStrangers = 1024
-)
-
 // Receive opens mail, verifies it and applies it. The outcome is on disk when
 // it returns, so that the mail may be acknowledged; mail that is wrong gives an
 // event Refused. An error means that nothing was decided: do not acknowledge.
@@ -267,10 +260,10 @@ func (d *draft) limitStrangers(newcomer crypto.PublicKey) {
 			}
 		}
 	}
-	if all >= maxStrangers {
+	if all >= d.s.limits.strangers {
 		d.rel[oldest] = nil
 	}
-	if waiting >= maxPending {
+	if waiting >= d.s.limits.pending {
 		d.rel[oldestWaiting] = nil
 	}
 }

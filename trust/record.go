@@ -277,7 +277,8 @@ func (p *pair) has(id raw32) bool {
 
 // insert places a new slot. The two sides learn of slots in any order, so the
 // order of grants decides: the newest grant is next. Of the others the one that
-// the request named stays, since both sides are known to hold it.
+// the request named stays, since both sides are known to hold it, or one that
+// the peer granted, since the peer holds that for certain.
 func (p *pair) insert(s *slotRecord, parent raw32) bool {
 	newest := p.newest()
 	switch {
@@ -289,7 +290,7 @@ func (p *pair) insert(s *slotRecord, parent raw32) bool {
 		}
 		p.Current = s
 	default:
-		if p.Current == nil || p.Next != nil && p.Next.ID == parent {
+		if p.Current == nil || p.Next != nil && (p.Next.ID == parent || p.Next.Initiator) {
 			p.Current = newest
 		}
 		p.Next = s

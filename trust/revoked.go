@@ -47,12 +47,8 @@ type cutFile struct {
 
 // createCuts makes an empty revocation file under a temporary name and moves it
 // to its place, so that a file that exists is complete.
-func createCuts(path string, sync bool) error {
-	b := make([]byte, 0, cutSize*(cutStep+1))
-	b = append(b, cutHeader(cutStep)...)
-	for range cutStep {
-		b = append(b, emptyCut()...)
-	}
+func createCuts(path string, records int, sync bool) error {
+	b := append(cutHeader(records), bytes.Repeat(emptyCut(), records)...)
 	return writeWhole(path, b, sync)
 }
 
@@ -121,7 +117,7 @@ func (c *cutFile) load(path string) error {
 	damaged := func(why string) error {
 		return fmt.Errorf("trust: revocation file %s: %s: %w", path, why, ErrDamaged)
 	}
-	if len(b) < cutSize*(cutStep+1) {
+	if len(b) < cutSize {
 		return damaged(fmt.Sprintf("%d bytes, cut off", len(b)))
 	}
 	c.total = int(binary.BigEndian.Uint32(b[12:]))
@@ -131,7 +127,7 @@ func (c *cutFile) load(path string) error {
 		}
 		return damaged("wrong header")
 	}
-	if c.total < cutStep || len(b)/cutSize-1 < c.total { // more is a growth that was interrupted
+	if len(b)/cutSize-1 < c.total { // more is a growth that was interrupted
 		return damaged(fmt.Sprintf("%d bytes for %d records, cut off", len(b), c.total))
 	}
 	empty := emptyCut()

@@ -88,6 +88,9 @@ func TestStatementTampered(t *testing.T) {
 	for name, s := range samples(t) {
 		signed := signSample(t, s)
 		for i := range signed {
+			if i > statementFixed && i%29 != 0 {
+				continue
+			}
 			bad := bytes.Clone(signed)
 			bad[i] ^= 1 << (i % 8)
 			if _, err := ParseStatement(bad); err == nil {

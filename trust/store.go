@@ -63,8 +63,13 @@ type Store struct {
 	meta    map[string][]byte
 	state   stateRecord
 	owed    *change // what the database could not take; part of the next transaction
-	peers   []Peer  // cache of Peers, without what depends on the time; nil: stale
+	limits  limits
+	peers   []Peer // cache of Peers, without what depends on the time; nil: stale
 }
+
+// limits bound what strangers can make us keep: requests that wait, and strangers
+// of whom anything is remembered. Beyond, the oldest goes.
+type limits struct{ pending, strangers int }
 
 // Open opens the store of a state directory and creates it when there is none.
 // The errors ErrLocked, ErrDamaged, ErrNewer and ErrWrongKey can be told apart.
@@ -91,6 +96,7 @@ func Open(c Config) (*Store, error) {
 		outbox:  map[uint64]*mailRecord{},
 		invites: map[[32]byte]*inviteRecord{},
 		meta:    map[string][]byte{},
+		limits:  limits{pending: 256, strangers: 1024},
 	}
 	if err := s.open(); err != nil {
 		s.closeFiles()
@@ -113,7 +119,7 @@ func (s *Store) open() (err error) {
 			"or move the store away too and start again: the address stays, peers have to be asked once more", cutPath, StoreFile, ErrDamaged)
 	}
 	if noCuts {
-		if err := createCuts(cutPath, !s.cfg.NoSync); err != nil {
+		if err := createCuts(cutPath, cutStep, !s.cfg.NoSync); err != nil {
 			return err
 		}
 	}

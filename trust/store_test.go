@@ -205,7 +205,7 @@ func TestFlippedBytes(t *testing.T) {
 	}
 	found, passed, pages := 0, 0, map[int]bool{}
 	for at := range file {
-		if off := at % boltPage; off > 100 && (at*7)%251 != 0 { // all of each header, a sample of the rest
+		if off := at % boltPage; off > 40 && (at*7)%251 != 0 { // all of each header, a sample of the rest
 			continue
 		}
 		file[at] ^= 1 << (at % 8)
@@ -382,8 +382,9 @@ func TestCutsDoNotOutliveNewTrust(t *testing.T) {
 }
 
 func TestRevocationFile(t *testing.T) {
+	const few = 64
 	path := filepath.Join(t.TempDir(), "cuts")
-	if err := createCuts(path, false); err != nil {
+	if err := createCuts(path, few, false); err != nil {
 		t.Fatal(err)
 	}
 	c, err := openCuts(path, false)
@@ -393,7 +394,7 @@ func TestRevocationFile(t *testing.T) {
 	key := func(i int) crypto.PublicKey {
 		return crypto.NewPrivateKey(sha256.Sum256(binary.BigEndian.AppendUint32(nil, uint32(i)))).Public()
 	}
-	keys := make([]crypto.PublicKey, cutStep)
+	keys := make([]crypto.PublicKey, few)
 	for i := range keys {
 		keys[i] = key(i)
 		if err := c.put(keys[i], uint64(i+1), i%2 == 0); err != nil {
@@ -403,7 +404,7 @@ func TestRevocationFile(t *testing.T) {
 	if err := c.put(keys[7], 100000, true); err != nil { // a second record of one key takes its slot
 		t.Fatal(err)
 	}
-	extra := key(cutStep)
+	extra := key(few)
 	if err := c.put(extra, 1, false); err == nil {
 		t.Error("a full file took a record although the database holds none")
 	}
@@ -418,7 +419,7 @@ func TestRevocationFile(t *testing.T) {
 	if err := c.grow(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.put(key(cutStep+1), 2, false); err != nil {
+	if err := c.put(key(few+1), 2, false); err != nil {
 		t.Fatal(err)
 	}
 	before := c.cuts
@@ -426,7 +427,7 @@ func TestRevocationFile(t *testing.T) {
 	if c, err = openCuts(path, false); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.cuts) != cutStep+1 || c.total != 2*cutStep || len(c.free) != cutStep-1 {
+	if len(c.cuts) != few+1 || c.total != few+cutStep || len(c.free) != cutStep-1 {
 		t.Fatalf("%d cuts, %d slots, %d free", len(c.cuts), c.total, len(c.free))
 	}
 	for k, rec := range before {
@@ -447,7 +448,7 @@ func TestRevocationFile(t *testing.T) {
 		ok   bool
 	}{
 		{"half a growth behind", append(bytes.Clone(whole), whole[:cutSize*10+5]...), true},
-		{"one step lost", whole[:cutSize*(cutStep+1)], false},
+		{"one step lost", whole[:cutSize*(few+1)], false},
 		{"one byte lost", whole[:len(whole)-1], false},
 		{"record flipped", flip(whole, cutSize*5+40), false},
 		{"empty record flipped", flip(whole, len(whole)-10), false},
