@@ -154,8 +154,12 @@ pilotctl COMMAND --help tells more.
 const groupHelp = `{{.HelpName}} - {{.Usage}}
 
 usage: {{.HelpName}} COMMAND [FLAGS] [ARGUMENTS]
-
+{{if .Description}}
+{{.Description}}
+{{end}}
 {{range .VisibleCommands}}  {{printf "%-9s" .Name}} {{.Usage}}
+{{end}}
+{{range .VisibleFlags}}  {{.}}
 {{end}}`
 
 const commandHelp = `{{.HelpName}} - {{.Usage}}

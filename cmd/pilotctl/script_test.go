@@ -92,6 +92,7 @@ func TestScripts(t *testing.T) {
 			// out of it.
 			e.Setenv("PILOT_STATE_DIR", e.WorkDir+"/a")
 			e.Setenv("HOME", e.WorkDir+"/home")
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // otherwise every process ends a second late
 			e.Setenv(testIdentity, e.WorkDir+"/made/identity")
 			identity, err := os.ReadFile("../../ipam/testdata/alice.identity")
 			if err != nil {
