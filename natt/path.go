@@ -8,6 +8,8 @@ type Path struct {
 	Remote netip.AddrPort
 	// Channel is the relay channel that leads to the peer; 0 means that Remote is the peer itself.
 	Channel uint64
+	// Socket is the number of the local socket that the path starts at, as its owner counts them; 0 is the agent's main one.
+	Socket uint16
 }
 
 // Relayed reports whether a relay stands between us and the peer.

@@ -24,11 +24,24 @@ type firewall struct {
 	own   [16]byte // this agent's ULA
 	flows *flowTable
 	frags *fragTable
+	swept time.Duration // by the control loop
 }
 
 func newFirewall(own [16]byte) *firewall {
 	return &firewall{own: own, flows: newFlowTable(), frags: newFragTable()}
 }
+
+// sweep forgets what has been idle for too long. The control loop calls it every
+// minute; if the host slept longer than the tables' short clocks can tell,
+// everything goes.
+func (f *firewall) sweep(now time.Duration) {
+	all := now-f.swept > sweepAll
+	f.swept = now
+	f.flows.sweep(tick(now), all)
+	f.frags.sweep(tick(now), all)
+}
+
+const sweepAll = 24 * time.Hour
 
 // admit decides on a packet that came out of a session with the peer, in the
 // order of the protocol page: version (checked when the item was cut), source,
@@ -48,23 +61,20 @@ func (f *firewall) admit(p []byte, from *peer, pol *policy, h *header, now time.
 	}
 	t := tick(now)
 	if h.fragment == laterFragment {
-		if f.frags.admitted(from.node, h.fragID, t) {
-			return parsed
-		}
-		return dropInFragment
+		return f.frags.follower(from.node, h.fragID, h.fragAt, t)
 	}
-	r := f.admitTransport(p, from, pol, h, t)
+	r := f.admitTransport(from, pol, h, t)
 	if r == parsed && h.fragment == firstFragment {
-		f.frags.admit(from.node, h.fragID, t)
+		f.frags.admit(from.node, h.fragID, uint16(len(h.body)/8), t)
 	}
 	return r
 }
 
-func (f *firewall) admitTransport(p []byte, from *peer, pol *policy, h *header, t uint16) dropReason {
+func (f *firewall) admitTransport(from *peer, pol *policy, h *header, t uint16) dropReason {
 	if h.proto == protoICMPv6 {
 		return f.admitICMP(from, pol, h, t)
 	}
-	if h.proto == protoUDP && h.fragment == notFragment && int(binary.BigEndian.Uint16(p[ipv6HeaderSize+4:])) != len(p)-ipv6HeaderSize {
+	if h.proto == protoUDP && h.fragment == notFragment && int(binary.BigEndian.Uint16(h.body[4:])) != len(h.body) {
 		return dropInHeader
 	}
 	k := flowKey{peer: from.node, proto: h.proto, local: h.dst, remote: h.src}
@@ -102,7 +112,7 @@ func (f *firewall) admitICMP(from *peer, pol *policy, h *header, t uint16) dropR
 	default:
 		return dropInICMP
 	}
-	q := h.icmpBody
+	q := h.body[8:]
 	if h.fragment != notFragment || len(q) < ipv6HeaderSize+4 || q[0]>>4 != 6 ||
 		[16]byte(q[8:24]) != f.own || [16]byte(q[24:40]) != from.ula {
 		return dropInICMP

@@ -3,7 +3,6 @@ package overlay
 import (
 	"encoding/binary"
 	"hash/maphash"
-	"math/bits"
 	"sync/atomic"
 	"time"
 )
@@ -28,6 +27,7 @@ const (
 	flowTick    = 2 * time.Second
 	flowIdleTCP = uint16(2 * time.Hour / flowTick)
 	flowIdleUDP = uint16(3 * time.Minute / flowTick)
+	flowAhead   = 30 // ticks that the clock of one goroutine may be before the other's
 )
 
 type flowTable struct {
@@ -62,12 +62,21 @@ func (t *flowTable) hash(k flowKey) uint64 {
 	return maphash.Bytes(t.seed, b[:])
 }
 
-// tick is now in units of flowTick; it wraps after 36 hours, far above every
-// idle limit.
+// tick is now in units of flowTick. It wraps after 36 hours, far above every
+// idle limit; sweep takes out what is idle long before it could look young
+// again.
 func tick(now time.Duration) uint16 { return uint16(now / flowTick) }
 
+// ageOf is how many ticks ago an entry was seen. Each packet goroutine reads the
+// clock once a batch, so the other may have seen it a little after now.
+func ageOf(seen, now uint16) uint16 {
+	if age := now - seen; age < 1<<16-flowAhead {
+		return age
+	}
+	return 0
+}
+
 const (
-	flowSeen    = 0xffff
 	flowOpener  = 1 << 16
 	flowVersion = 0x7fff << 17
 )
@@ -92,7 +101,7 @@ func (t *flowTable) find(h uint64, proto uint8, now uint16) (*atomic.Uint64, uin
 	set := &t.sets[h%flowSets]
 	for i := range set {
 		w := set[i].Load()
-		if w != 0 && (w^h)>>32 == 0 && now-uint16(w) <= idleLimit(proto) {
+		if w != 0 && (w^h)>>32 == 0 && ageOf(uint16(w), now) <= idleLimit(proto) {
 			return &set[i], w
 		}
 	}
@@ -160,16 +169,33 @@ func (t *flowTable) insert(h, word uint64, now uint16) {
 			at = i
 			break
 		}
-		if age := int(now - uint16(w)); age > oldest {
+		if age := int(ageOf(uint16(w), now)); age > oldest {
 			at, oldest = i, age
 		}
 	}
 	set[at].Store(word)
 }
 
+// sweep takes out the entries that no flow can still use. Entries say nothing
+// of their protocol, so all are given the time of TCP.
+func (t *flowTable) sweep(now uint16, all bool) {
+	for s := range t.sets {
+		for i := range t.sets[s] {
+			e := &t.sets[s][i]
+			if w := e.Load(); w != 0 && (all || ageOf(uint16(w), now) > flowIdleTCP) {
+				e.CompareAndSwap(w, 0)
+			}
+		}
+	}
+}
+
 // A fragTable remembers, for ten seconds, the first fragments that were let
-// in, so that their followers pass. Fixed size; a collision can only make one
-// follower pass that names an admitted (peer, id) by a 48-bit accident.
+// in, so that their followers pass, and where they end, so that no follower
+// overlaps them. Fixed size; a collision makes a follower wait for another
+// first one, or, by a 35-bit accident, pass without.
+//
+//	63    29 28          16 15     0
+//	[ hash ][ end, 8 bytes ][ seen ]
 type fragTable struct {
 	seed maphash.Seed
 	n    [256]atomic.Uint64
@@ -184,16 +210,42 @@ func (t *fragTable) slot(peer, id uint32) (*atomic.Uint64, uint64) {
 	binary.LittleEndian.PutUint32(b[0:], peer)
 	binary.LittleEndian.PutUint32(b[4:], id)
 	h := maphash.Bytes(t.seed, b[:])
-	return &t.n[bits.RotateLeft64(h, 8)%256], h &^ 0xffff
+	return &t.n[h%uint64(len(t.n))], h &^ (1<<29 - 1)
 }
 
-func (t *fragTable) admit(peer, id uint32, now uint16) {
+// admit remembers a first fragment that ends before end. Of two with one id the
+// longer counts.
+func (t *fragTable) admit(peer, id uint32, end, now uint16) {
 	e, h := t.slot(peer, id)
-	e.Store(h | uint64(now))
+	if w := e.Load(); t.live(w, h, now) {
+		end = max(end, fragEnd(w))
+	}
+	e.Store(h | uint64(end)<<16 | uint64(now))
 }
 
-func (t *fragTable) admitted(peer, id uint32, now uint16) bool {
+// follower decides on a fragment at an offset that is not zero.
+func (t *fragTable) follower(peer, id uint32, at, now uint16) dropReason {
 	e, h := t.slot(peer, id)
 	w := e.Load()
-	return w != 0 && w&^0xffff == h && now-uint16(w) <= fragAdmit
+	switch {
+	case !t.live(w, h, now):
+		return dropInFragment
+	case at < fragEnd(w):
+		return dropInHeader
+	}
+	return parsed
+}
+
+func (t *fragTable) live(w, h uint64, now uint16) bool {
+	return w != 0 && w&^(1<<29-1) == h && ageOf(uint16(w), now) <= fragAdmit
+}
+
+func fragEnd(w uint64) uint16 { return uint16(w>>16) & 0x1fff }
+
+func (t *fragTable) sweep(now uint16, all bool) {
+	for i := range t.n {
+		if w := t.n[i].Load(); w != 0 && (all || ageOf(uint16(w), now) > fragAdmit) {
+			t.n[i].CompareAndSwap(w, 0)
+		}
+	}
 }

@@ -18,6 +18,8 @@ import (
 // over a bounded channel, after the cheapest check that tells strangers apart.
 type inbound struct {
 	*plane
+	conn   natt.PacketConn
+	number uint16
 	merge  *tun.Merger
 	msgs   []natt.Message
 	header header
@@ -28,11 +30,13 @@ type inbound struct {
 
 const joinedSize = 64 << 10
 
-func newInbound(p *plane) *inbound {
+func newInbound(p *plane, conn natt.PacketConn, number uint16) *inbound {
 	in := &inbound{
 		plane:  p,
+		conn:   conn,
+		number: number,
 		merge:  tun.NewMerger(p.device.Offload()),
-		msgs:   make([]natt.Message, p.conn.BatchSize()),
+		msgs:   make([]natt.Message, conn.BatchSize()),
 		joined: make([]byte, 0, joinedSize),
 	}
 	for i := range in.msgs {
@@ -66,7 +70,7 @@ func (in *inbound) batch(msgs []natt.Message) {
 		}
 		for len(b) > 0 {
 			k := min(size, len(b))
-			in.datagram(b[:k], natt.Path{Remote: m.Addr})
+			in.datagram(b[:k], natt.Path{Remote: m.Addr, Socket: in.number})
 			b = b[k:]
 		}
 	}

@@ -249,8 +249,14 @@ func (l *loop) putSession(e *sessionEntry) {
 }
 
 // datagram sends one datagram of the loop's own.
-func (l *loop) datagram(to netip.AddrPort, b []byte) {
-	if _, err := l.conn.WriteBatch([]natt.Message{{Buf: b, Addr: to}}); err != nil {
+func (l *loop) datagram(to netip.AddrPort, b []byte) { l.datagramVia(0, to, b) }
+
+func (l *loop) datagramVia(socket uint16, to netip.AddrPort, b []byte) {
+	conn := l.socket(socket)
+	if conn == nil {
+		return
+	}
+	if _, err := conn.WriteBatch([]natt.Message{{Buf: b, Addr: to}}); err != nil {
 		l.drops.add(dropOutSend)
 	}
 }
@@ -260,7 +266,7 @@ func (l *loop) frame(p natt.Path, b []byte) {
 	f := make([]byte, relayHeader+len(b))
 	relay.PutFrameHeader(f, p.Channel)
 	copy(f[relayHeader:], b)
-	l.datagram(p.Remote, f)
+	l.datagramVia(p.Socket, p.Remote, f)
 }
 
 // epochTime is the time for knock tags and INIT timestamps: ours, or a home

@@ -184,7 +184,7 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	})
 	g.Go(newOutbound(n.plane).run)
-	g.Go(newInbound(n.plane).run)
+	g.Go(newInbound(n.plane, n.plane.conn, 0).run)
 	g.Go(func() error { return l.outbox.run(ctx) })
 	g.Go(func() error { return n.publishNames(ctx) })
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {

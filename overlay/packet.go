@@ -17,7 +17,8 @@ type header struct {
 	tcpFlags uint8
 	fragment fragmentPart
 	fragID   uint32
-	icmpBody []byte // of an ICMPv6 error: the packet it quotes
+	fragAt   uint16 // offset of a fragment in units of 8 bytes
+	body     []byte // the transport header and what follows; of a fragment, its part
 }
 
 type fragmentPart uint8
@@ -31,36 +32,23 @@ const (
 // verdict of parsing: ok, or the reason to drop.
 const parsed = dropReasons
 
+// A follower may not begin in the first 64 bytes, where it could rewrite the
+// header that the first one was admitted for (RFC 5722): no link makes
+// fragments so small.
+const fragMin = 64 / 8
+
 // parse reads the inner packet p, whose version nibble and length were checked
 // by nextItem. It accepts TCP, UDP and ICMPv6 directly after the IPv6 header or
 // after one fragment header, and nothing else: other extension headers have
 // been the way around firewalls.
 func (h *header) parse(p []byte) dropReason {
-	*h = header{}
-	h.proto = p[6]
-	t := p[ipv6HeaderSize:]
+	*h = header{proto: p[6], body: p[ipv6HeaderSize:]}
 	if h.proto == protoFragment {
-		if len(t) < 8 {
-			return dropInHeader
+		if r := h.parseFragment(); r != parsed || h.fragment == laterFragment {
+			return r
 		}
-		h.proto = t[0]
-		off := binary.BigEndian.Uint16(t[2:])
-		h.fragID = binary.BigEndian.Uint32(t[4:])
-		more := off&1 != 0
-		switch {
-		case off&^7 != 0:
-			h.fragment = laterFragment
-			// A follower that begins inside the first 60 bytes could rewrite
-			// the header that the first one was admitted for (RFC 5722).
-			if off&^7 < 64 {
-				return dropInHeader
-			}
-			return parsed
-		case more:
-			h.fragment = firstFragment
-		}
-		t = t[8:]
 	}
+	t := h.body
 	switch h.proto {
 	case protoTCP:
 		if len(t) < 20 {
@@ -80,15 +68,36 @@ func (h *header) parse(p []byte) dropReason {
 		}
 		h.src = uint16(t[0])<<8 | uint16(t[1])
 		h.dst = binary.BigEndian.Uint16(t[4:])
-		if t[0] < 128 {
-			h.icmpBody = t[8:]
-		}
 		return parsed
 	default:
 		return dropInHeader
 	}
 	h.src = binary.BigEndian.Uint16(t)
 	h.dst = binary.BigEndian.Uint16(t[2:])
+	return parsed
+}
+
+// parseFragment reads the fragment header at the start of body and cuts it off.
+func (h *header) parseFragment() dropReason {
+	t := h.body
+	if len(t) < 8 {
+		return dropInHeader
+	}
+	at := binary.BigEndian.Uint16(t[2:])
+	h.proto, h.fragID, h.fragAt, h.body = t[0], binary.BigEndian.Uint32(t[4:]), at>>3, t[8:]
+	n, more := len(h.body), at&1 != 0
+	if more && n%8 != 0 || int(h.fragAt)*8+n > 0xffff {
+		return dropInHeader // RFC 8200 4.5
+	}
+	switch {
+	case h.fragAt != 0:
+		h.fragment = laterFragment
+		if h.fragAt < fragMin || n == 0 {
+			return dropInHeader
+		}
+	case more:
+		h.fragment = firstFragment
+	}
 	return parsed
 }
 

@@ -151,5 +151,6 @@ func (t *sessionTable) remove(e *sessionEntry) {
 type snapshot struct {
 	peers    map[uint32]*peer // by node ID
 	sessions *sessionTable
+	sockets  []natt.PacketConn       // by number; 0 is not used here, nil: closed
 	servers  map[netip.AddrPort]bool // addresses of the rendezvous servers that we deal with
 }

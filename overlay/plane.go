@@ -20,7 +20,7 @@ type plane struct {
 	own      netip.Addr
 	prefix   [12]byte // that every overlay address starts with
 	device   tun.Device
-	conn     natt.PacketConn
+	conn     natt.PacketConn // the main socket, number 0
 	clock    Clock
 	snapshot atomic.Pointer[snapshot]
 	tags     *tagTable
@@ -83,6 +83,17 @@ func (p *plane) wake(to *peer) {
 	}
 }
 
+// socket returns the socket of a number, nil if it is closed.
+func (p *plane) socket(n uint16) natt.PacketConn {
+	if n == 0 {
+		return p.conn
+	}
+	if s := p.snapshot.Load().sockets; int(n) < len(s) {
+		return s[n]
+	}
+	return nil
+}
+
 // peerOf finds a peer by the inner destination address.
 func (s *snapshot) peerOf(dst []byte) *peer {
 	return s.peers[uint32(dst[12])<<24|uint32(dst[13])<<16|uint32(dst[14])<<8|uint32(dst[15])]
@@ -102,7 +113,7 @@ const (
 func (l *icmpLimiter) allow(now time.Duration) bool {
 	last := l.last.Load()
 	if n := (int64(now) - last) / int64(icmpPeriod); n > 0 && l.last.CompareAndSwap(last, int64(now)) {
-		l.tokens.Store(min(icmpBurst, l.tokens.Load()+n))
+		l.tokens.Store(min(icmpBurst, max(l.tokens.Load(), 0)+n))
 	}
 	return l.tokens.Add(-1) >= 0
 }

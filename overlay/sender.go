@@ -22,6 +22,7 @@ type sender struct {
 	msgs  []natt.Message
 	sent  []*transmit // for each message
 	owner []*peer
+	via   []uint16 // number of the socket
 
 	to      *peer     // of the open run
 	tx      *transmit // of the open run
@@ -49,6 +50,7 @@ func newSender(p *plane) *sender {
 		msgs:  make([]natt.Message, 0, maxMessages),
 		sent:  make([]*transmit, 0, maxMessages),
 		owner: make([]*peer, 0, maxMessages),
+		via:   make([]uint16, 0, maxMessages),
 	}
 }
 
@@ -205,14 +207,15 @@ func (s *sender) again(to *peer, tx *transmit, sealed []byte) {
 		relay.PutFrameHeader(s.arena[at:], tx.also.Channel)
 	}
 	s.arena = append(s.arena, sealed...)
-	s.message(natt.Message{Buf: s.arena[at:], Addr: tx.also.Remote}, to, tx)
+	s.message(natt.Message{Buf: s.arena[at:], Addr: tx.also.Remote}, to, tx, tx.also.Socket)
 	s.start = len(s.arena)
 }
 
-func (s *sender) message(m natt.Message, to *peer, tx *transmit) {
+func (s *sender) message(m natt.Message, to *peer, tx *transmit, via uint16) {
 	s.msgs = append(s.msgs, m)
 	s.sent = append(s.sent, tx)
 	s.owner = append(s.owner, to)
+	s.via = append(s.via, via)
 }
 
 // closeRun makes a message of the open run.
@@ -224,7 +227,7 @@ func (s *sender) closeRun() {
 	if s.frames > 1 {
 		m.Segment = s.segment
 	}
-	s.message(m, s.to, s.tx)
+	s.message(m, s.to, s.tx, s.tx.path.Socket)
 	s.frames, s.segment, s.start = 0, 0, len(s.arena)
 }
 
@@ -243,24 +246,32 @@ func (s *sender) flush() {
 
 func (s *sender) write() {
 	s.closeRun()
-	if len(s.msgs) > 0 {
-		_, err := s.plane.conn.WriteBatch(s.msgs)
-		s.failed(err)
+	for from := 0; from < len(s.msgs); {
+		to := from + 1
+		for to < len(s.msgs) && s.via[to] == s.via[from] {
+			to++
+		}
+		if conn := s.plane.socket(s.via[from]); conn != nil {
+			_, err := conn.WriteBatch(s.msgs[from:to])
+			s.failed(err, from)
+		}
+		from = to
 	}
 	clear(s.sent)
 	clear(s.owner)
-	s.arena, s.msgs, s.sent, s.owner = s.arena[:0], s.msgs[:0], s.sent[:0], s.owner[:0]
+	s.arena, s.msgs, s.sent, s.owner, s.via = s.arena[:0], s.msgs[:0], s.sent[:0], s.owner[:0], s.via[:0]
 	s.to, s.tx, s.start = nil, nil, 0
 }
 
 // failed counts what the socket refused and tells the loop of a path that
 // became narrower.
-func (s *sender) failed(err error) {
+func (s *sender) failed(err error, from int) {
 	var w *natt.WriteError
 	if !errors.As(err, &w) {
 		return
 	}
 	for _, i := range w.Failed {
+		i += from
 		s.plane.drops.add(dropOutSend)
 		tx, m := s.sent[i], s.msgs[i]
 		if errors.Is(w.Err, syscall.EMSGSIZE) && s.owner[i] != nil {
