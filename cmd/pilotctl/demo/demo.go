@@ -1,0 +1,29 @@
+package demo
+
+import (
+	"io"
+	"os"
+
+	"github.com/pilotnet/pilot/overlay"
+)
+
+// Options say how the story is told.
+type Options struct {
+	Out   io.Writer // gets the transcript
+	Color bool
+	Keep  bool // leave the lab up
+}
+
+// A Result is a story that went well.
+type Result struct {
+	Seconds float64 `json:"seconds"`
+	Kept    bool    `json:"kept"`
+}
+
+// Streams are the input and outputs of a program in the lab.
+type Streams struct{ In, Out, Err *os.File }
+
+func needsLinux() error {
+	return overlay.Errorf(overlay.CodeDenied, "the demo needs Linux: it is made of network namespaces").
+		WithHint("run it in a Linux virtual machine; on two machines, the quickstart in README.md does the same")
+}
