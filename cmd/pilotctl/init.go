@@ -38,7 +38,11 @@ An identity that exists is never replaced.`,
 				return err
 			}
 			return p.result(made, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is made\n", made.Name)
+				done := "is made"
+				if c.IsSet("adopt") {
+					done = "has moved here"
+				}
+				fmt.Fprintf(w, "%s %s\n", made.Name, done)
 				made.facts(w)
 				if made.Contact == "" {
 					fmt.Fprintln(w, "next: pilotctl up --server HOST#KEY, with the line that a server printed")
@@ -117,7 +121,7 @@ func (p *program) newOrAdopted(ctx context.Context, from string, at places) (ipa
 		if theirs := sudoState(p.getenv); theirs != "" {
 			return ipam.Identity{}, overlay.Errorf(overlay.CodeConflict,
 				"this machine has no agent yet, but %s has one in %s", p.getenv("SUDO_USER"), theirs).
-				WithHint("keep it: pilotctl init --adopt %s; or make a second one: --state-dir /var/lib/pilot", theirs)
+				WithHint("keep it: pilotctl init --adopt %s; or make a second one: SUDO_USER= pilotctl init", theirs)
 		}
 	}
 	return p.makeIdentity(ctx, at)

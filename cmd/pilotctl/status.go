@@ -124,7 +124,7 @@ func serverText(s overlay.ServerStatus) string {
 		}
 	}
 	if s.Error != "" {
-		text += ": " + s.Error
+		text += ": " + briefly(s.Error)
 	}
 	// A self-signed certificate is what servers make; others deserve a look.
 	if s.TLSWarning != "" && !strings.HasPrefix(s.TLSWarning, "self-signed") {
@@ -133,12 +133,34 @@ func serverText(s overlay.ServerStatus) string {
 	return text
 }
 
+// briefly leaves out of an error which server it is about.
+func briefly(reason string) string {
+	if rest, ok := strings.CutPrefix(reason, "relay: server "); ok {
+		if _, why, ok := strings.Cut(rest, ": "); ok {
+			return why
+		}
+	}
+	return reason
+}
+
+func stateText(state string) string {
+	switch state {
+	case "":
+		return "up"
+	case "no_server":
+		return "up, but no home server knows it"
+	case "conflict":
+		return "stopped: another machine runs with the same identity (here: pilotctl down, then up --takeover)"
+	}
+	return state
+}
+
 func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	if len(s.Requests) > 0 {
 		p.requestsText(w, s.Requests)
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "%s is %s\n", s.Name, strings.ReplaceAll(either(s.State, "running"), "_", " "))
+	fmt.Fprintf(w, "%s is %s\n", s.Name, stateText(s.State))
 	facts(w, "address", s.Address, "ula", s.ULA, "contact", s.Contact)
 	if !s.Claimed && len(s.Servers) > 0 {
 		facts(w, "claim", "unclaimed: not every home server has confirmed the address")
