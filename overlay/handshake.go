@@ -197,10 +197,13 @@ func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt
 	}
 	l.relays(now)
 	l.agent.Connected(now.wall, path)
+	if l.active == nil {
+		l.bridge = bridge{path, now.boot + bridgeFor}
+	}
 	l.choose(now)
 	if l.active == s {
 		l.abandon()
-		l.publish(nil)
+		l.publish()
 	}
 	l.loop.log.Debug("session", "peer", l.book.Name, "path", describe(path), "initiated", s.initiated)
 }

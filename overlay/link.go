@@ -24,10 +24,12 @@ type link struct {
 	last     uint64        // newest INIT time that led to a confirmed session, unix ms
 	tried    time.Duration // when the last tentative handshake was answered
 
-	agent *natt.Agent
-	legs  []*leg
-	seen  map[natt.Path]time.Time // relay paths that the peer used towards us
-	home  netip.AddrPort          // cached direct endpoint
+	agent  *natt.Agent
+	use    natt.Action // the agent's last ActUse
+	bridge bridge
+	legs   []*leg
+	seen   map[natt.Path]time.Time // relay paths that the peer used towards us
+	home   netip.AddrPort          // cached direct endpoint
 
 	alarm   alarm
 	rx, tx  uint64        // counters at the last tick
@@ -119,19 +121,13 @@ func (l *link) slot(id [32]byte) *slotState {
 }
 
 // publish makes the packet path send where the agent and the sessions say.
-func (l *link) publish(use *natt.Action) {
+func (l *link) publish() {
 	if l.active == nil {
 		l.peer.tx.Store(nil)
 		return
 	}
-	old := l.peer.tx.Load()
-	t := &transmit{session: l.active.Session}
-	switch {
-	case use != nil:
-		t.path, t.also, t.budget = use.Path, use.Also, use.Budget
-	case old != nil:
-		t.path, t.also, t.budget = old.path, old.also, old.budget
-	default:
+	t := &transmit{session: l.active.Session, path: l.use.Path, also: l.use.Also, budget: l.use.Budget}
+	if t.budget == 0 { // the agent has not spoken yet
 		p, ok := l.agent.Best()
 		if !ok {
 			l.peer.tx.Store(nil)
@@ -139,14 +135,26 @@ func (l *link) publish(use *natt.Action) {
 		}
 		t.path, t.budget = p, frameBase
 	}
-	t.room = room(t.path, t.budget)
-	if t.double() {
-		t.room = min(t.room, room(t.also, t.budget))
+	if l.bridge.until != 0 && !t.double() && t.path != l.bridge.path {
+		t.also = l.bridge.path
+	}
+	if t.room = room(t.path, t.budget); t.double() {
+		t.room = min(t.room, room(t.also, frameBase))
 	}
 	l.peer.tx.Store(t)
 	l.peer.wanted.Store(false)
 	l.release(t)
 }
+
+// A bridge is the path of the handshake that ended a silence. What the agent
+// knew before the silence may not hold any more, so for a moment everything
+// goes over this path too.
+type bridge struct {
+	path  natt.Path
+	until time.Duration // 0: none
+}
+
+const bridgeFor = time.Second
 
 // release sends what waited for the session.
 func (l *link) release(t *transmit) {
@@ -246,7 +254,7 @@ func (l *link) sweep(now instant) {
 			l.remove(s)
 			if was {
 				l.choose(now)
-				l.publish(nil)
+				l.publish()
 			}
 		}
 	}
@@ -293,6 +301,10 @@ func (l *link) stale(now instant) bool {
 // again.
 func (l *link) advance(now instant) {
 	l.sweep(now)
+	if l.bridge.until != 0 && now.boot >= l.bridge.until {
+		l.bridge = bridge{}
+		l.publish()
+	}
 	if l.try != nil && !now.wall.Before(l.try.next) {
 		l.knockAgain(now)
 	}
@@ -317,6 +329,9 @@ func (l *link) nextDeadline(now instant) time.Time {
 	}
 	if l.awake.Load() {
 		earlier(now.wall.Add(tickEvery))
+	}
+	if l.bridge.until != 0 {
+		earlier(now.wall.Add(max(l.bridge.until-now.boot, time.Millisecond)))
 	}
 	for _, s := range l.sessions {
 		at := s.created + crypto.RejectAfterTime
@@ -346,7 +361,8 @@ func (l *link) act(now instant, a *natt.Action) {
 	case natt.ActCandidates:
 		l.item(itemCandidates, natt.AppendCandidates(nil, a.Candidates))
 	case natt.ActUse:
-		l.publish(a)
+		l.use = *a
+		l.publish()
 		l.remember(a.Path)
 		if a.Also.Relayed() {
 			l.doubt(now)

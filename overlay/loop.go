@@ -163,7 +163,7 @@ func (l *loop) linkEvent(now instant, k *link, e event) {
 	case evWant:
 		k.wanted.Store(false)
 		if k.active != nil && k.peer.tx.Load() != nil {
-			k.publish(nil) // a session came while the event waited
+			k.publish() // a session came while the event waited
 		} else {
 			k.wanted.Store(true)
 			k.connect(now)

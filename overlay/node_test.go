@@ -306,3 +306,23 @@ func TestInvite(t *testing.T) {
 		}
 	})
 }
+
+// After a long silence the direct path that was known is gone with its NAT
+// mappings, and still the first packets arrive.
+func TestFirstPacketAfterSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		alice, bob := w.agent("alice", natlab.Port), w.agent("bob", natlab.Linux)
+		w.befriend(alice, bob, "7", "7")
+		alice.pathTo("bob", "direct")
+		for _, silence := range []time.Duration{time.Minute, 150 * time.Second, 4 * time.Minute, time.Hour} {
+			pass(silence)
+			start := time.Now()
+			if r := stream(alice, bob, 100, 20*time.Millisecond); r.lost != 0 || r.twice != 0 {
+				t.Errorf("after %v: %+v", silence, r)
+			}
+			t.Logf("after %v: 100 packets took %v", silence, time.Since(start))
+		}
+	})
+}
