@@ -140,7 +140,7 @@ func (n *Node) Wait(ctx context.Context, fingerprint string) (TrustResult, error
 	defer tick.Stop()
 	for {
 		if p, ok := n.store.Lookup(fp); ok && p.State == trust.Active && !n.asks(fp) {
-			return trustResult(p), nil
+			return trustResult(p, p.Out), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -166,11 +166,13 @@ func (n *Node) asks(fp crypto.Fingerprint) bool {
 	return false
 }
 
-func trustResult(p trust.Peer) TrustResult {
+// trustResult shows a peer with the ports that the caller asked about: what it
+// may reach here, or what we may reach there.
+func trustResult(p trust.Peer, ports trust.Scope) TrustResult {
 	a := ipam.AddrFromBytes(p.Addr)
 	return TrustResult{
 		State: "granted", Name: p.Name, Fingerprint: p.Key.Fingerprint().String(),
-		Address: a.String(), ULA: a.ULA().String(), Ports: p.In.String(),
+		Address: a.String(), ULA: a.ULA().String(), Ports: ports.String(),
 	}
 }
 
@@ -196,7 +198,7 @@ func (n *Node) Approve(ctx context.Context, o ApproveOptions) (TrustResult, erro
 		return TrustResult{}, err
 	}
 	n.loop.kickOutbox()
-	r := trustResult(p)
+	r := trustResult(p, p.In)
 	if p.In.All() {
 		r.Listening = listeningSockets()
 	}

@@ -273,9 +273,15 @@ func (l *loop) frame(p natt.Path, b []byte) {
 // server's where ours is plainly wrong. It never decides on validity.
 func (l *loop) epochTime(wall time.Time) time.Time { return wall.Add(l.skew) }
 
-// everyMinute keeps the knock tags in step with time and looks at the network.
+// everyMinute keeps the knock tags in step with time, ends links whose grant has
+// expired (their packets stopped at the instant) and looks at the network.
 func (l *loop) everyMinute(now instant) {
 	l.tags.advance(crypto.Epoch(l.epochTime(now.wall)))
+	for key, k := range l.links {
+		if !k.peer.policy.Load().live(now.boot) {
+			l.refresh(now, key)
+		}
+	}
 	l.lookAtNetwork(now)
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 }

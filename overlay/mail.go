@@ -24,7 +24,7 @@ func (l *loop) fetchMail(ctx context.Context, c *relay.Control) error {
 			l.log.Error("cannot store mail; it stays at the server", "err", err)
 			break
 		}
-		l.log.Info("mail", "outcome", e.Kind, "peer", e.Peer, "name", e.Name, "err", e.Err)
+		l.log.Info("mail", "outcome", e.Kind, "peer", e.Peer.Fingerprint(), "name", e.Name, "err", e.Err)
 		done = append(done, item.ID)
 		l.post(func(now instant) { l.mailed(now, e) })
 	}

@@ -326,3 +326,31 @@ func TestFirstPacketAfterSilence(t *testing.T) {
 		}
 	})
 }
+
+// A grant ends at its time, on the packet path at once.
+func TestExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
+		w.befriend(alice, bob, "7", "7")
+		ttl := time.Minute
+		if _, err := bob.Approve(w.ctx(time.Second), ApproveOptions{Peer: "alice", TTL: &ttl}); err != nil {
+			t.Fatal(err)
+		}
+		pass(50 * time.Second)
+		alice.send(bob, 1, 64)
+		if _, err := bob.receive(5 * time.Second); err != nil {
+			t.Fatal("before the end:", err)
+		}
+		pass(10 * time.Second)
+		alice.send(bob, 2, 64)
+		if n, err := bob.receive(5 * time.Second); err == nil {
+			t.Errorf("packet %d passed after the end", n)
+		}
+		pass(2 * time.Minute)
+		if p := bob.peer("alice"); p.Trust != "expired" || p.Path != "none" {
+			t.Errorf("%+v", p)
+		}
+	})
+}
