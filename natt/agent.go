@@ -21,7 +21,7 @@ package natt
 //	            three challenges in a row without an answer
 //
 // A relay's path is never better than a direct one. Among paths of one class the smoothed round trip of the challenges
-// decides; a new one must be better by 10 % and by 3 ms.
+// decides; a new one must be better by 10 % and by 3 ms. Between equals the side that does not control follows the other.
 //
 // # From relay to direct
 //
@@ -37,7 +37,7 @@ package natt
 // # Limits
 //
 // No address is sent more than 40 challenges in 10 minutes unless it answers, and no more than 640 such challenges
-// leave for all addresses of a peer. Lists are cut at 16; at most 32 addresses are remembered, and one that has used up
+// leave for all addresses of a peer, unless our own network changes. Lists are cut at 16; at most 32 addresses are remembered, and one that has used up
 // challenges is remembered until these are forgotten, so that naming it again does not buy new ones. Loopback,
 // link-local, multicast, broadcast and unspecified addresses, those of the overlay itself and private ones that are on
 // none of our links are never challenged on a peer's word.
@@ -47,8 +47,9 @@ package natt
 // Traffic, not a timer, finds a dead path. If we sent and heard nothing over the path in use for half of
 // max(3 RTT, 250 ms) it is challenged; without an answer at the end of this time a relay gets a copy of everything
 // (Also) while two more challenges are sent; if these are lost too the path is dropped and the probing starts again.
-// A path that dies repeatedly is taken back only after a growing pause. If the peer starts to send over another path
-// than ours, ours is challenged at once: this finds a cut in one direction.
+// A path that dies repeatedly is taken back only after a growing pause, unless nothing else works. If the peer sends or
+// challenges over another path than ours, ours is challenged too (at most every 2 s): this finds a cut in one direction,
+// and a NAT that gave the peer another address. If no path is left, ActLost says so.
 //
 // # Cost
 //
@@ -155,6 +156,8 @@ type Agent struct {
 	inbound *route    // over which the peer's data came last
 	traffic time.Time // last user data in either direction
 	told    time.Time // last call of Active
+	hinted  time.Time // last time that a hint had the path in use asked
+	changed bool      // our network, while nobody used this
 }
 
 // NewAgent returns an agent that knows no path.
@@ -227,7 +230,7 @@ func (a *Agent) SetRemote(now time.Time, c []Candidate) {
 func (a *Agent) list() (fresh []*route) {
 	usable := UsableCandidates(a.remote, a.links, a.cfg.Exclude)
 	for _, r := range a.routes {
-		listed := !r.path.Relayed() && slices.ContainsFunc(usable, func(c Candidate) bool { return c.Addr == r.path.Remote })
+		listed := slices.ContainsFunc(usable, func(c Candidate) bool { return Path{Remote: c.Addr} == r.path })
 		if listed && !r.listed {
 			fresh = append(fresh, r)
 		}
@@ -256,6 +259,9 @@ func (a *Agent) Connected(now time.Time, p Path) {
 	a.traffic = a.now // somebody wanted this session
 	r.validate(a.now)
 	a.inbound = r
+	if r == a.use.route {
+		a.watch.answered()
+	}
 	if !r.rtt.known() {
 		a.challenge(r, 0)
 	}
@@ -413,12 +419,21 @@ func (a *Agent) Relays(now time.Time, paths []Path) {
 }
 
 // NetworkChanged tells the agent that our own network changed: other interfaces, addresses or routes. All that was
-// measured is in doubt.
+// measured is in doubt. If the peer is idle this is looked into when there is traffic again.
 func (a *Agent) NetworkChanged(now time.Time) {
 	a.at(now)
-	if !a.connected {
-		return
+	switch {
+	case !a.connected:
+	case a.asleep():
+		a.changed = true // a peer that nobody talks to can wait
+	default:
+		a.recheck()
 	}
+}
+
+// recheck forgets what was measured and measures it anew.
+func (a *Agent) recheck() {
+	a.changed = false
 	a.rounds.told = false
 	a.rounds.next = 0
 	a.rounds.start = true

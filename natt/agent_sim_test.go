@@ -253,7 +253,7 @@ func newNode(w *world, id int, nat *router) *node {
 
 func (n *node) peer() *node { return n.w.nodes[1-n.id] }
 
-func (n *node) relay(i int) Path { return Path{relayAddr(i), uint64(10*i + n.id + 1)} }
+func (n *node) relay(i int) Path { return Path{Remote: relayAddr(i), Channel: uint64(10*i + n.id + 1)} }
 
 // candidates are what the host finds on its interface and what a server sees.
 func (n *node) candidates() []Candidate {
@@ -327,10 +327,11 @@ func (n *node) step() {
 	if !next.IsZero() && !next.After(n.w.now) {
 		n.w.t.Fatalf("Advance left work for %v, it is %v", next, n.w.now)
 	}
-	n.timer = next
-	if !next.IsZero() {
+	if !next.IsZero() && !next.Equal(n.timer) {
+		n.timer = next
 		n.w.after(next.Sub(n.w.now), func() {
 			if n.timer.Equal(next) {
+				n.timer = time.Time{}
 				n.step()
 			}
 		})
@@ -411,10 +412,11 @@ func (n *node) receive(p Path, pkt packet) {
 			return
 		}
 		n.deliver(pkt.seq)
-		if p != n.lastIn {
-			n.lastIn = p
-			n.agent.Received(now, p)
+		if p == n.lastIn {
+			return // nothing to tell the agent
 		}
+		n.lastIn = p
+		n.agent.Received(now, p)
 	}
 	n.step()
 }

@@ -5,8 +5,7 @@ import "time"
 const (
 	overlapMin   = 20 * time.Millisecond
 	overlapMax   = 500 * time.Millisecond
-	dwell        = 2 * time.Second // between two changes for a better round trip
-	betterBy     = 3 * time.Millisecond
+	dwell        = 2 * time.Second  // between two changes for a better round trip
 	refreshFlow  = 5 * time.Second  // challenge of the path in use while data flows
 	keepalive    = 20 * time.Second // and afterwards, if it is direct
 	refreshOther = 20 * time.Second // challenge of the other good paths while data flows
@@ -65,21 +64,25 @@ func (a *Agent) better(r, old *route) bool {
 		return false
 	}
 	if old == a.use.route {
-		if a.watch.phase != calm && a.inbound == r {
-			return true // the peer moved there, and the old path has not answered yet
+		if a.inbound == r && a.watch.phase >= doubt {
+			return true // the peer moved there, and the old path does not answer
 		}
 		if a.now.Sub(a.use.since) < dwell {
 			return false
 		}
+		if a.inbound == r && !a.cfg.Controlling && !old.rtt.faster(&r.rtt) {
+			return true // so that the two sides do not choose differently between equals
+		}
 	}
-	return r.rtt.known() && old.rtt.known() && r.rtt.smooth+max(betterBy, old.rtt.smooth/10) < old.rtt.smooth
+	return r.rtt.faster(&old.rtt)
 }
 
 // choose puts the best route in use.
 func (a *Agent) choose() {
 	best := a.use.route
+	held := best != nil && best.validated // else anything that works is welcome
 	for _, r := range a.routes {
-		if r != best && r.validated && !a.now.Before(r.hold) && a.better(r, best) {
+		if r != best && r.validated && !(held && a.now.Before(r.hold)) && a.better(r, best) {
 			best = r
 		}
 	}

@@ -81,7 +81,7 @@ func (a *Agent) round() {
 	if t := a.roundAt(); !t.IsZero() && !t.After(a.now) {
 		o.start = true
 	}
-	if o.start && a.connected {
+	if o.start && a.connected && !a.asleep() {
 		o.start = false
 		a.count()
 		a.tell()

@@ -122,6 +122,11 @@ func (e *estimate) patience() time.Duration {
 	return max(3*e.smooth, 250*time.Millisecond)
 }
 
+// faster reports whether e is better than o by so much that it is worth a change.
+func (e *estimate) faster(o *estimate) bool {
+	return e.known() && o.known() && e.smooth+max(3*time.Millisecond, o.smooth/10) < o.smooth
+}
+
 // A tally counts what happened in the last ten minutes and a little longer, by the minute.
 type tally struct {
 	minute int64
@@ -273,14 +278,15 @@ func (a *Agent) allowed(r *route) bool {
 	if r.validated || r.path.Relayed() {
 		return true
 	}
-	if r.spent.total(a.now) >= maxSpent {
-		return false
-	}
-	all := 0
+	here, all := 0, 0
 	for _, o := range a.routes {
-		all += o.spent.total(a.now)
+		n := o.spent.total(a.now)
+		all += n
+		if o.path.Remote == r.path.Remote {
+			here += n
+		}
 	}
-	return all < maxSpentAll
+	return here < maxSpent && all < maxSpentAll
 }
 
 // challenge asks for a challenge over a route, padded to size if that is not zero. It reports whether one is sent.

@@ -16,6 +16,7 @@ const (
 	doubtTries = 2 // challenges lost in doubt before the path is dropped
 	aloneTries = 4 // the same if there is no other path
 	lostPause  = 5 * time.Second
+	hintPause  = 2 * time.Second
 )
 
 // watch finds out whether the path in use is alive.
@@ -45,11 +46,15 @@ func (w *watch) heard() {
 // answered notes the answer to a challenge over the path.
 func (w *watch) answered() { *w = watch{} }
 
-// suspect has the path in use asked because of a hint that it may be dead.
+// suspect has the path in use asked because of a hint that it may be dead. Hints are followed rarely: if the two sides
+// use different paths, the challenges of one are hints for the other.
 func (a *Agent) suspect() {
-	if r := a.use.route; r != nil && a.now.Sub(r.asked) >= r.rtt.timeout() {
-		a.watch.begin(a.now)
+	r := a.use.route
+	if r == nil || !a.flowing() || a.now.Sub(a.hinted) < hintPause || a.now.Sub(r.asked) < r.rtt.timeout() {
+		return
 	}
+	a.hinted = a.now
+	a.watch.begin(a.now)
 }
 
 // wake has the path in use asked after a long silence. Until it answers, a direct one is not trusted alone.
@@ -57,6 +62,9 @@ func (a *Agent) wake() {
 	r := a.use.route
 	if r == nil {
 		return
+	}
+	if a.changed {
+		a.recheck()
 	}
 	a.watch.begin(a.now)
 	if a.watch.phase < doubt && !r.path.Relayed() {
@@ -83,8 +91,8 @@ func (a *Agent) watchAt() time.Time {
 	return time.Time{}
 }
 
-// look takes the step of the watch that is due. It reports whether the path in use was dropped, which may make another
-// step due.
+// look takes the step of the watch that is due. It reports whether another path was taken, which may make another step
+// due.
 func (a *Agent) look() bool {
 	if t := a.refreshAt(); !t.IsZero() && !t.After(a.now) {
 		a.watch.begin(a.now)
@@ -108,6 +116,9 @@ func (a *Agent) look() bool {
 			return false
 		}
 		w.phase, w.asked = doubt, 0
+		if a.choose(); a.use.route != r {
+			return true
+		}
 	}
 	other := a.fallback()
 	if w.phase == lost {
