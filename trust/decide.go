@@ -128,7 +128,7 @@ func (d *draft) amend(key crypto.PublicKey, r *relation, o ApproveOptions) error
 	if err != nil {
 		return fmt.Errorf("trust: approve: %w", err)
 	}
-	p.Mine = terms{st.Serial, ports, expires}
+	p.Mine = terms{st.Serial, st.Serial, ports, expires}
 	r.Last = st.Serial
 	return d.post(key, r.Card, mailTerms, signed, st.Serial, p.newest().Request)
 }

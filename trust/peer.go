@@ -150,38 +150,44 @@ func (r *relation) state(now time.Time) PeerState {
 
 // Peers returns all peers by name. Slots are shared and read-only.
 func (s *Store) Peers() []Peer {
-	s.mu.RLock()
-	cached := s.peers
-	s.mu.RUnlock()
-	if cached == nil {
-		cached = s.rebuildPeers()
-	}
-	list := slices.Clone(cached)
+	sorted := s.sortedPeers()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	now := s.now()
-	for i := range list {
-		if r := s.book[list[i].Key]; r != nil && r.Pair != nil {
+	list, now := make([]Peer, len(sorted)), s.now()
+	for i, p := range sorted {
+		list[i] = *p
+		list[i].State = Expired // a peer that was revoked just now is not active
+		if r := s.book[p.Key]; r != nil && r.Pair != nil {
 			list[i].State = r.state(now)
 		}
 	}
 	return list
 }
 
-func (s *Store) rebuildPeers() []Peer {
+// sortedPeers returns the views of all peers; only those that changed are built.
+func (s *Store) sortedPeers() []*Peer {
+	s.mu.RLock()
+	sorted := s.sorted
+	s.mu.RUnlock()
+	if sorted != nil {
+		return sorted
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]Peer, 0, len(s.book))
+	sorted = make([]*Peer, 0, len(s.views))
 	for key, r := range s.book {
-		if r.Pair != nil {
-			p := r.peer(key)
-			p.State = Expired // overwritten; a peer that goes in between is not active
-			list = append(list, p)
+		if r.Pair == nil {
+			continue
 		}
+		if s.views[key] == nil {
+			view := r.peer(key)
+			s.views[key] = &view
+		}
+		sorted = append(sorted, s.views[key])
 	}
-	slices.SortFunc(list, func(a, b Peer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.Key.Compare(b.Key)) })
-	s.peers = list
-	return list
+	slices.SortFunc(sorted, func(a, b *Peer) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.Key.Compare(b.Key)) })
+	s.sorted = sorted
+	return sorted
 }
 
 // Peer returns one peer.

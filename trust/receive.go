@@ -269,7 +269,7 @@ func (d *draft) limitStrangers(newcomer crypto.PublicKey) {
 }
 
 func (d *draft) receiveTerms(r *relation, m *message) Event {
-	t := terms{m.Serial, m.Offer, expiryUnix(m.Statement)}
+	t := terms{m.Serial, m.Serial, m.Offer, expiryUnix(m.Statement)}
 	r.High = max(r.High, m.Serial)
 	switch {
 	case r.Pair != nil && m.Serial > r.Pair.Theirs.Serial:
@@ -303,6 +303,7 @@ func (d *draft) receiveGrant(r *relation, m *message) (Event, error) {
 	slot := &slotRecord{
 		ID: m.id, Static: o.Static, Remote: raw32(m.Tunnel), Initiator: true, Request: o.Serial, Grant: m.Serial,
 		Secret: raw32(crypto.NewPairSecret(o.ID, m.id, o.Random, m.Random)),
+		Mine:   terms{o.Serial, o.Serial, o.Offer, o.Expires}, Theirs: terms{m.Serial, o.Serial, m.Offer, expiryUnix(m.Statement)},
 	}
 	kind, last := Renewed, max(r.Last, r.High)
 	if r.Pair == nil {
@@ -310,14 +311,9 @@ func (d *draft) receiveGrant(r *relation, m *message) (Event, error) {
 		r.Pair = &pair{Granted: s.now().Unix(), Reason: o.Reason}
 	}
 	p := r.Pair
-	if o.Serial > p.Mine.Serial {
-		p.Mine = terms{o.Serial, o.Offer, o.Expires}
-	}
-	if m.Serial > p.Theirs.Serial {
-		p.Theirs = terms{m.Serial, m.Offer, expiryUnix(m.Statement)}
-	}
-	if r.Held != nil && r.Held.Serial > p.Theirs.Serial {
-		p.Theirs = *r.Held
+	p.Mine, p.Theirs = later(p.Mine, slot.Mine), later(p.Theirs, slot.Theirs)
+	if r.Held != nil {
+		p.Theirs = later(p.Theirs, *r.Held)
 	}
 	r.Held = nil
 	if m.card != nil && m.card.Serial > r.Card.Serial {

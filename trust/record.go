@@ -39,9 +39,12 @@ type pair struct {
 	Answer  raw32       `json:"answer"` // the request whose grant is kept for redelivery
 }
 
-// terms are one side's word on scope and expiry; the highest serial of a side counts.
+// terms are one side's word on scope and expiry; the highest serial of a side
+// counts. They are void when the serial on which they rest is: the request of
+// their pair, or for a change of terms their own.
 type terms struct {
 	Serial  uint64 `json:"serial"`
+	Rests   uint64 `json:"rests"`
 	Ports   Scope  `json:"ports"`
 	Expires int64  `json:"expires,omitempty"` // unix seconds; 0: never
 }
@@ -54,6 +57,8 @@ type slotRecord struct {
 	Initiator bool   `json:"initiator,omitempty"` // the request was ours
 	Request   uint64 `json:"request"`             // serials of the two statements
 	Grant     uint64 `json:"grant"`
+	Mine      terms  `json:"mine"` // what the two statements said
+	Theirs    terms  `json:"theirs"`
 }
 
 // incoming is a request that waits for approve.
@@ -250,6 +255,8 @@ func (r *relation) void(serial uint64) {
 		}
 		if p.Current == nil && p.Next == nil {
 			r.Pair, r.Name = nil, ""
+		} else {
+			p.voidTerms(r.Cut)
 		}
 	}
 	if r.In != nil && r.In.Serial <= r.Cut {
@@ -262,6 +269,29 @@ func (r *relation) void(serial uint64) {
 	if r.Pair == nil && r.In == nil && len(r.Out) == 0 {
 		r.Card = nil
 	}
+}
+
+// voidTerms takes back terms that rest on what was voided: those of the slots
+// that remain count again.
+func (p *pair) voidTerms(cut uint64) {
+	if p.Mine.Rests <= cut {
+		p.Mine = terms{}
+	}
+	if p.Theirs.Rests <= cut {
+		p.Theirs = terms{}
+	}
+	for _, s := range []*slotRecord{p.Current, p.Next} {
+		if s != nil {
+			p.Mine, p.Theirs = later(p.Mine, s.Mine), later(p.Theirs, s.Theirs)
+		}
+	}
+}
+
+func later(a, b terms) terms {
+	if b.Serial > a.Serial {
+		return b
+	}
+	return a
 }
 
 func (p *pair) newest() *slotRecord {

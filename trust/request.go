@@ -201,18 +201,16 @@ func (d *draft) grant(key crypto.PublicKey, r *relation, in *incoming, ports Sco
 	slot := &slotRecord{
 		ID: id, Static: raw32(static), Remote: in.Tunnel, Request: in.Serial, Grant: st.Serial,
 		Secret: raw32(crypto.NewPairSecret(in.ID, id, in.Random, st.Random)),
+		Mine:   terms{st.Serial, in.Serial, ports, expires}, Theirs: terms{in.Serial, in.Serial, in.Offer, in.Expires},
 	}
 	if r.Pair == nil {
 		r.Pair = &pair{Granted: s.now().Unix()}
 	}
 	p := r.Pair
 	p.insert(slot, in.Parent)
-	p.Mine = terms{st.Serial, ports, expires}
-	if in.Serial > p.Theirs.Serial {
-		p.Theirs = terms{in.Serial, in.Offer, in.Expires}
-	}
-	if r.Held != nil && r.Held.Serial > p.Theirs.Serial {
-		p.Theirs = *r.Held
+	p.Mine, p.Theirs = later(p.Mine, slot.Mine), later(p.Theirs, slot.Theirs)
+	if r.Held != nil {
+		p.Theirs = later(p.Theirs, *r.Held)
 	}
 	p.Reason, p.Answer = in.Reason, in.ID
 	r.Last, r.In, r.Held, r.Name = st.Serial, nil, nil, name

@@ -64,7 +64,8 @@ type Store struct {
 	state   stateRecord
 	owed    *change // what the database could not take; part of the next transaction
 	limits  limits
-	peers   []Peer // cache of Peers, without what depends on the time; nil: stale
+	views   map[crypto.PublicKey]*Peer // without what depends on the time; built when asked for
+	sorted  []*Peer                    // by name; nil: stale
 }
 
 // limits bound what strangers can make us keep: requests that wait, and strangers
@@ -96,6 +97,7 @@ func Open(c Config) (*Store, error) {
 		outbox:  map[uint64]*mailRecord{},
 		invites: map[[32]byte]*inviteRecord{},
 		meta:    map[string][]byte{},
+		views:   map[crypto.PublicKey]*Peer{},
 		limits:  limits{pending: 256, strangers: 1024},
 	}
 	if err := s.open(); err != nil {
@@ -210,7 +212,8 @@ func (s *Store) load(tx *bbolt.Tx) error {
 // set puts a relation into the memory; nil takes it out. The caller holds mu,
 // or is Open.
 func (s *Store) set(key crypto.PublicKey, r *relation) {
-	s.peers = nil
+	s.sorted = nil
+	delete(s.views, key)
 	if r == nil {
 		delete(s.book, key)
 		delete(s.byPrint, key.Fingerprint())

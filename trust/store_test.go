@@ -140,7 +140,7 @@ func (d *draft) relationFor(t testing.TB, i int) crypto.PublicKey {
 	id := sha256.Sum256(key[:])
 	r.Pair = &pair{
 		Current: &slotRecord{ID: id, Static: id, Remote: id, Secret: id, Request: 1, Grant: 2},
-		Mine:    terms{Serial: 2, Ports: DefaultAsk}, Theirs: terms{Serial: 1, Ports: DefaultOffer},
+		Mine:    terms{Serial: 2, Rests: 1, Ports: DefaultAsk}, Theirs: terms{Serial: 1, Rests: 1, Ports: DefaultOffer},
 	}
 	return key
 }
