@@ -78,7 +78,8 @@
 // What each side lets the other reach, and until when, are its terms. The
 // requester's are in its request (offer), the granter's in its grant; a grant of
 // terms replaces either. The terms with the highest serial of a side count,
-// whatever order they arrived in.
+// whatever order they arrived in; those of a request or grant fall when that
+// request is voided.
 //
 // # Rules
 //
