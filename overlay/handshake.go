@@ -246,28 +246,38 @@ func (l *link) relays(now instant) {
 const channelIdle = 4 * time.Minute
 
 // An initGuard stands before the arithmetic of a handshake: every INIT is
-// answered once, and a peer gets two answers a second.
+// answered once, and a peer gets two answers a second. It remembers those seen
+// for longer than their tags live, so that whoever recorded them cannot spend
+// the peer's budget with them; half of a MAC is enough to tell them apart, as
+// only the peer can make one.
 type initGuard struct {
-	seen   map[[16]byte]struct{}
-	order  [][16]byte
+	seen   map[uint64]struct{}
+	order  []seenInit // oldest first
 	tokens float64
 	filled time.Duration
 }
 
+type seenInit struct {
+	mac uint64
+	at  time.Duration
+}
+
 const (
-	guardKept  = 256
+	guardKept  = 1024 // more than a day and a night of rekeys
+	guardLife  = (2*crypto.EpochWindow + 1) * crypto.EpochLength
 	guardRate  = 2.0 // INITs a second
 	guardBurst = 8.0
 	tentative  = 20 * time.Second
 )
 
 // admit decides on an INIT whose MAC is right.
-func (g *initGuard) admit(mac [16]byte, now time.Duration) dropReason {
+func (g *initGuard) admit(full [16]byte, now time.Duration) dropReason {
+	mac := binary.BigEndian.Uint64(full[:])
 	if _, ok := g.seen[mac]; ok {
 		return dropInInitSeen
 	}
 	if g.seen == nil {
-		g.seen = make(map[[16]byte]struct{})
+		g.seen = make(map[uint64]struct{})
 		g.tokens = guardBurst
 	}
 	g.tokens = min(guardBurst, g.tokens+(now-g.filled).Seconds()*guardRate)
@@ -276,12 +286,12 @@ func (g *initGuard) admit(mac [16]byte, now time.Duration) dropReason {
 		return dropInInitBudget
 	}
 	g.tokens--
-	if len(g.order) == guardKept {
-		delete(g.seen, g.order[0])
-		g.order = append(g.order[:0], g.order[1:]...)
+	for len(g.order) > 0 && (len(g.order) == guardKept || now-g.order[0].at > guardLife) {
+		delete(g.seen, g.order[0].mac)
+		g.order = g.order[1:]
 	}
 	g.seen[mac] = struct{}{}
-	g.order = append(g.order, mac)
+	g.order = append(g.order, seenInit{mac, now})
 	return parsed
 }
 

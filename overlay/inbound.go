@@ -65,6 +65,9 @@ func (in *inbound) batch(msgs []natt.Message) {
 	for i := range msgs {
 		m := &msgs[i]
 		b, size := m.Buf[:m.N], m.Segment
+		if len(b) == 0 {
+			in.drops.add(dropInShort)
+		}
 		if size <= 0 {
 			size = max(len(b), 1)
 		}
@@ -235,17 +238,16 @@ func (in *inbound) half(e *sessionEntry, pol *policy, body []byte) {
 		in.deliver()
 	}
 	at := len(in.joined)
-	whole, ok := e.frags.add(in.joined[at:at:cap(in.joined)], body, in.now)
-	if !ok {
+	whole, lost := e.frags.add(in.joined[at:at:cap(in.joined)], body, in.now)
+	for range lost {
 		in.drops.add(dropInFrag)
-		return
 	}
 	if whole == nil {
 		return
 	}
 	in.joined = in.joined[:at+len(whole)]
 	kind, p, rest, err := nextItem(whole)
-	if err != nil || kind != 0 || p == nil || len(rest) != 0 && !zeros(rest) {
+	if err != nil || kind != 0 || p == nil || len(rest) != 0 {
 		in.drops.add(dropInFrag)
 		return
 	}
@@ -254,12 +256,12 @@ func (in *inbound) half(e *sessionEntry, pol *policy, body []byte) {
 
 // packet decides on one inner packet and hands it to the merger.
 func (in *inbound) packet(from *peer, pol *policy, p []byte, partial bool) {
-	if r := in.firewall.admit(p, from, pol, &in.header, in.now); r != parsed {
-		in.drops.add(r)
+	if partial && p[6] != protoTCP && p[6] != protoUDP {
+		in.drops.add(dropInPartial)
 		return
 	}
-	if partial && (p[6] != protoTCP && p[6] != protoUDP) {
-		in.drops.add(dropInPartial)
+	if r := in.firewall.admit(p, from, pol, &in.header, in.now); r != parsed {
+		in.drops.add(r)
 		return
 	}
 	if in.merge.Add(p, partial) != nil {

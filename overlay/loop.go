@@ -277,6 +277,7 @@ func (l *loop) epochTime(wall time.Time) time.Time { return wall.Add(l.skew) }
 // expired (their packets stopped at the instant) and looks at the network.
 func (l *loop) everyMinute(now instant) {
 	l.tags.advance(crypto.Epoch(l.epochTime(now.wall)))
+	l.firewall.sweep(now.boot)
 	for key, k := range l.links {
 		if !k.peer.policy.Load().live(now.boot) {
 			l.refresh(now, key)

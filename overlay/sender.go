@@ -20,9 +20,8 @@ type sender struct {
 	plane *plane
 	arena []byte // runs, one after the other
 	msgs  []natt.Message
-	sent  []*transmit // for each message
-	owner []*peer
-	via   []uint16 // number of the socket
+	ways  []natt.Path // for each message: the path it takes
+	owner []*peer     // and the peer it goes to
 
 	to      *peer     // of the open run
 	tx      *transmit // of the open run
@@ -48,9 +47,8 @@ func newSender(p *plane) *sender {
 		plane: p,
 		arena: make([]byte, 0, arenaSize),
 		msgs:  make([]natt.Message, 0, maxMessages),
-		sent:  make([]*transmit, 0, maxMessages),
+		ways:  make([]natt.Path, 0, maxMessages),
 		owner: make([]*peer, 0, maxMessages),
-		via:   make([]uint16, 0, maxMessages),
 	}
 }
 
@@ -207,15 +205,14 @@ func (s *sender) again(to *peer, tx *transmit, sealed []byte) {
 		relay.PutFrameHeader(s.arena[at:], tx.also.Channel)
 	}
 	s.arena = append(s.arena, sealed...)
-	s.message(natt.Message{Buf: s.arena[at:], Addr: tx.also.Remote}, to, tx, tx.also.Socket)
+	s.message(s.arena[at:], 0, to, tx.also)
 	s.start = len(s.arena)
 }
 
-func (s *sender) message(m natt.Message, to *peer, tx *transmit, via uint16) {
-	s.msgs = append(s.msgs, m)
-	s.sent = append(s.sent, tx)
+func (s *sender) message(b []byte, segment int, to *peer, way natt.Path) {
+	s.msgs = append(s.msgs, natt.Message{Buf: b, Segment: segment, Addr: way.Remote})
+	s.ways = append(s.ways, way)
 	s.owner = append(s.owner, to)
-	s.via = append(s.via, via)
 }
 
 // closeRun makes a message of the open run.
@@ -223,11 +220,11 @@ func (s *sender) closeRun() {
 	if s.frames == 0 {
 		return
 	}
-	m := natt.Message{Buf: s.arena[s.start:], Addr: s.tx.path.Remote}
+	segment := 0
 	if s.frames > 1 {
-		m.Segment = s.segment
+		segment = s.segment
 	}
-	s.message(m, s.to, s.tx, s.tx.path.Socket)
+	s.message(s.arena[s.start:], segment, s.to, s.tx.path)
 	s.frames, s.segment, s.start = 0, 0, len(s.arena)
 }
 
@@ -248,18 +245,19 @@ func (s *sender) write() {
 	s.closeRun()
 	for from := 0; from < len(s.msgs); {
 		to := from + 1
-		for to < len(s.msgs) && s.via[to] == s.via[from] {
+		for to < len(s.msgs) && s.ways[to].Socket == s.ways[from].Socket {
 			to++
 		}
-		if conn := s.plane.socket(s.via[from]); conn != nil {
+		if conn := s.plane.socket(s.ways[from].Socket); conn != nil {
 			_, err := conn.WriteBatch(s.msgs[from:to])
 			s.failed(err, from)
+		} else {
+			s.plane.drops.add(dropOutSend)
 		}
 		from = to
 	}
-	clear(s.sent)
 	clear(s.owner)
-	s.arena, s.msgs, s.sent, s.owner, s.via = s.arena[:0], s.msgs[:0], s.sent[:0], s.owner[:0], s.via[:0]
+	s.arena, s.msgs, s.ways, s.owner = s.arena[:0], s.msgs[:0], s.ways[:0], s.owner[:0]
 	s.to, s.tx, s.start = nil, nil, 0
 }
 
@@ -273,13 +271,13 @@ func (s *sender) failed(err error, from int) {
 	for _, i := range w.Failed {
 		i += from
 		s.plane.drops.add(dropOutSend)
-		tx, m := s.sent[i], s.msgs[i]
+		m := s.msgs[i]
 		if errors.Is(w.Err, syscall.EMSGSIZE) && s.owner[i] != nil {
 			size := m.Segment
 			if size == 0 {
 				size = len(m.Buf)
 			}
-			s.plane.tell(event{kind: evTooBig, peer: s.owner[i], path: tx.path, body: make([]byte, size)})
+			s.plane.tell(event{kind: evTooBig, peer: s.owner[i], path: s.ways[i], body: make([]byte, size)})
 		}
 	}
 }

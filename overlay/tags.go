@@ -42,16 +42,22 @@ func (t *tagTable) add(k *knock) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all[k] = struct{}{}
-	for e := t.epoch - crypto.EpochWindow; e <= t.epoch+crypto.EpochWindow; e++ {
+	for e, last := window(t.epoch); e <= last; e++ {
 		t.put(k, e)
 	}
+}
+
+// window is the first and the last epoch that is accepted in an epoch. A clock
+// at 1970 has none before it.
+func window(epoch uint64) (first, last uint64) {
+	return epoch - min(epoch, crypto.EpochWindow), epoch + crypto.EpochWindow
 }
 
 func (t *tagTable) remove(k *knock) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.all, k)
-	for e := t.epoch - crypto.EpochWindow; e <= t.epoch+crypto.EpochWindow; e++ {
+	for e, last := window(t.epoch); e <= last; e++ {
 		t.drop(k, e)
 	}
 }
@@ -64,17 +70,17 @@ func (t *tagTable) advance(epoch uint64) {
 	if epoch == t.epoch {
 		return
 	}
-	old := t.epoch
+	oldFirst, oldLast := window(t.epoch)
+	first, last := window(epoch)
 	t.epoch = epoch
-	in := func(e, center uint64) bool { return e+crypto.EpochWindow >= center && e <= center+crypto.EpochWindow }
 	for k := range t.all {
-		for e := old - crypto.EpochWindow; e <= old+crypto.EpochWindow; e++ {
-			if !in(e, epoch) {
+		for e := oldFirst; e <= oldLast; e++ {
+			if e < first || e > last {
 				t.drop(k, e)
 			}
 		}
-		for e := epoch - crypto.EpochWindow; e <= epoch+crypto.EpochWindow; e++ {
-			if !in(e, old) {
+		for e := first; e <= last; e++ {
+			if e < oldFirst || e > oldLast {
 				t.put(k, e)
 			}
 		}
