@@ -73,6 +73,8 @@ func (l *loop) run(ctx context.Context) error {
 		case e := <-l.events:
 			l.event(l.now(), e)
 			l.drain()
+		case e := <-l.outside:
+			l.event(l.now(), e)
 		case f := <-l.calls:
 			f(l.now())
 		case <-timer.C:

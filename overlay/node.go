@@ -146,7 +146,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	own := n.cfg.Identity.Addr().ULA()
 	n.plane = &plane{
 		own: own, prefix: overlayNetwork(), device: n.cfg.Device, conn: conn, clock: n.cfg.Clock,
-		tags: newTagTable(), firewall: newFirewall(own.As16()), events: make(chan event, 1024),
+		tags: newTagTable(), firewall: newFirewall(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
 	}
 	n.plane.snapshot.Store(&snapshot{peers: map[uint32]*peer{}, sessions: newSessionTable(256)})
 	l := &loop{

@@ -27,7 +27,8 @@ type plane struct {
 	waiting  sync.Map // of our INITs under way, by index: RESPs to others stop at the reader
 	firewall *firewall
 	drops    drops
-	events   chan event
+	events   chan event // from peers whose packets were authenticated, and from this host
+	outside  chan event // from anybody: a flood of these leaves the others room
 	icmp     icmpLimiter
 }
 
@@ -60,8 +61,13 @@ const (
 
 // tell hands an event to the loop and reports whether there was room.
 func (p *plane) tell(e event) bool {
+	to := p.events
+	switch e.kind {
+	case evInit, evResp, evServer:
+		to = p.outside
+	}
 	select {
-	case p.events <- e:
+	case to <- e:
 		return true
 	default:
 		p.drops.add(dropInLoop)
