@@ -40,8 +40,8 @@ needs Linux, and root or the right to make user namespaces.`,
 
 // demo shows the story. With --json the transcript is progress, on stderr.
 func (p *program) demo(c *cli.Context) error {
-	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop() // SIGPIPE: the reader of the transcript is gone
 	o := demo.Options{Out: p.stdout, Color: p.terminal() && p.getenv("NO_COLOR") == "", Keep: c.Bool("keep")}
 	if p.json {
 		o.Out, o.Color = p.stderr, false

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -63,6 +64,9 @@ func receive(conn *net.UnixConn) (r request, files []*os.File, err error) {
 	n, oobn, _, _, err := conn.ReadMsgUnix(body, oob)
 	if err != nil {
 		return r, nil, err
+	}
+	if n == 0 {
+		return r, nil, io.ErrUnexpectedEOF // somebody only looked whether we are there
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {

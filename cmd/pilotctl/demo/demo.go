@@ -3,8 +3,6 @@ package demo
 import (
 	"io"
 	"os"
-
-	"github.com/pilotnet/pilot/overlay"
 )
 
 // Options say how the story is told.
@@ -22,8 +20,3 @@ type Result struct {
 
 // Streams are the input and outputs of a program in the lab.
 type Streams struct{ In, Out, Err *os.File }
-
-func needsLinux() error {
-	return overlay.Errorf(overlay.CodeDenied, "the demo needs Linux: it is made of network namespaces").
-		WithHint("run it in a Linux virtual machine; on two machines, the quickstart in README.md does the same")
-}

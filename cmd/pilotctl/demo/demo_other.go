@@ -2,7 +2,11 @@
 
 package demo
 
-import "context"
+import (
+	"context"
+
+	"github.com/pilotnet/pilot/overlay"
+)
 
 // Run tells the story; it needs Linux.
 func Run(context.Context, Options) (Result, error) { return Result{}, needsLinux() }
@@ -18,3 +22,8 @@ func Enter(context.Context, string, []string, Streams) (int, error) { return 0, 
 
 // Down removes labs; it needs Linux.
 func Down(context.Context) (int, error) { return 0, needsLinux() }
+
+func needsLinux() error {
+	return overlay.Errorf(overlay.CodeDenied, "the demo needs Linux: it is made of network namespaces").
+		WithHint("run it in a Linux virtual machine; on two machines, the quickstart in README.md does the same")
+}

@@ -23,7 +23,7 @@ import (
 // this user, and returns its exit status. If the input is a terminal, so is the
 // program's.
 func Enter(ctx context.Context, host string, argv []string, user Streams) (int, error) {
-	labs, err := labs()
+	labs, err := labs(true)
 	if err != nil {
 		return 0, err
 	}
@@ -69,7 +69,7 @@ func Enter(ctx context.Context, host string, argv []string, user Streams) (int, 
 // Down removes all labs of this user, and what killed ones left, and says how many
 // were up.
 func Down(ctx context.Context) (int, error) {
-	labs, err := labs()
+	labs, err := labs(true)
 	if err != nil {
 		return 0, err
 	}
@@ -90,15 +90,18 @@ func Down(ctx context.Context) (int, error) {
 	return len(labs), nil
 }
 
+// beginTime is more than passes between the making of a directory and of its socket.
+const beginTime = 2 * time.Second
+
 // A running lab, as others see it.
 type running struct {
 	dir  string
 	conn *net.UnixConn
 }
 
-// labs connects to the labs of this user, the latest first, and removes the
-// directories of those that were killed.
-func labs() ([]running, error) {
+// labs finds the labs of this user, the latest first, and removes the directories
+// of those that were killed. If stay is not set it lets go of what it finds.
+func labs(stay bool) ([]running, error) {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), dirPattern))
 	if err != nil {
 		return nil, err
@@ -116,9 +119,11 @@ func labs() ([]running, error) {
 		}
 		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: filepath.Join(dir, controlName), Net: "unix"})
 		switch {
-		case errors.Is(err, unix.ECONNREFUSED):
+		case errors.Is(err, unix.ECONNREFUSED) && time.Since(info.ModTime()) > beginTime:
 			os.RemoveAll(dir)
 		case err != nil:
+		case !stay:
+			conn.Close()
 		case info.ModTime().After(latest):
 			latest = info.ModTime()
 			up = append([]running{{dir, conn}}, up...)

@@ -40,6 +40,10 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if err := checkTUN(); err != nil {
 		return Result{}, err
 	}
+	// What killed demos left is in the way of nobody, but is ours.
+	if _, err := labs(false); err != nil {
+		return Result{}, err
+	}
 	dir, err := os.MkdirTemp("", dirPattern)
 	if err != nil {
 		return Result{}, fmt.Errorf("demo: make a directory: %w", err)
@@ -118,7 +122,7 @@ func notAllowed(err error) error {
 	if !errors.Is(err, lab.ErrNotAllowed) {
 		return fmt.Errorf("demo: %w", err)
 	}
-	e := overlay.Errorf(overlay.CodeDenied, "the demo is made of namespaces, which this system does not let this user make: %v", err)
+	e := overlay.Errorf(overlay.CodeDenied, "the demo is made of namespaces: %v", err)
 	if os.Geteuid() != 0 {
 		return e.WithHint("run it as root (sudo make demo), or let users make namespaces: " +
 			"sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, as far as they exist")

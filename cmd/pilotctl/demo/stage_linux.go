@@ -61,7 +61,9 @@ func Play(ctx context.Context, dir string, o Options) error {
 	s, err := newStory(ctx, dir, o)
 	if err == nil {
 		go serve(control, s.world, cancel)
-		err = s.tell()
+		if err = s.tell(); err != nil && ctx.Err() == nil {
+			s.logs()
+		}
 	}
 	if err != nil {
 		return tell(report{Error: api.AsError(err)})

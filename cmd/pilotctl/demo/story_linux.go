@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,10 +22,12 @@ import (
 )
 
 const (
-	stepTime = 30 * time.Second      // the most that one command may take
-	askEvery = 50 * time.Millisecond // while the story waits for something
-	page     = "http://bob.pilot.internal:8080/"
-	knocks   = 1000
+	stepTime  = 30 * time.Second      // the most that one command may take
+	askEvery  = 50 * time.Millisecond // while the story waits for something
+	page      = "http://bob.pilot.internal:8080/"
+	knocks    = 1000
+	serverLog = "server.log"
+	logLines  = 12 // to show after a failure
 )
 
 // A story is one performance.
@@ -54,9 +57,8 @@ func (s *story) tell() error {
 	s.lines(fmt.Sprintf(strings.TrimSpace(`
 Pilot, the whole story on this machine, in namespaces that end with it:
 
-  server %s --- (Internet) --- NAT router 198.51.100.2 --- alice 10.1.0.2
-                             |
-                             +--- NAT router 203.0.113.2 ---- bob %s, mallory 10.2.0.66`), serverAddr, bobAddr))
+  server %s --- Internet --+-- NAT router 198.51.100.2 -- alice 10.1.0.2
+                                   +-- NAT router 203.0.113.2 --- bob %s, mallory 10.2.0.66`), serverAddr, bobAddr))
 	for _, scene := range []func() error{s.join, s.meet, s.talk, s.knock, s.part} {
 		if err := scene(); err != nil {
 			return err
@@ -99,8 +101,12 @@ func (s *story) startServer(argv []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var log bytes.Buffer
-	cmd.Stderr = &log
+	log, err := os.Create(filepath.Join(s.world.home(h), serverLog))
+	if err != nil {
+		return "", err
+	}
+	defer log.Close()
+	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return "", err
@@ -117,8 +123,7 @@ func (s *story) startServer(argv []string) (string, error) {
 	select {
 	case flag := <-line:
 		if !strings.HasPrefix(flag, "--server ") {
-			cmd.Wait()
-			return "", overlay.Errorf(overlay.CodeInternal, "the server did not start: %s", strings.TrimSpace(log.String()))
+			return "", overlay.Errorf(overlay.CodeInternal, "the server did not start")
 		}
 		s.lines(flag)
 		return strings.TrimSpace(flag), nil
@@ -126,6 +131,20 @@ func (s *story) startServer(argv []string) (string, error) {
 		return "", overlay.Errorf(overlay.CodeTimeout, "the server is not ready after %v", stepTime)
 	case <-s.ctx.Done():
 		return "", s.ctx.Err()
+	}
+}
+
+// logs shows the last that the programs in the background said, after a failure.
+func (s *story) logs() {
+	for host, log := range map[string]string{"server": serverLog, "alice": "state/daemon.log", "bob": "state/daemon.log"} {
+		path := filepath.Join(s.world.home(s.world.hosts[host]), log)
+		text, err := os.ReadFile(path)
+		if err != nil || len(text) == 0 {
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		s.heading("the end of the log of %s:", host)
+		s.lines(strings.Join(lines[max(0, len(lines)-logLines):], "\n"))
 	}
 }
 

@@ -39,6 +39,9 @@ func (h *Host) make() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
 	var err error
 	if h.net, err = netns.GetFromPath("/proc/thread-self/ns/net"); err != nil {
 		return err
