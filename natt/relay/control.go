@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,12 @@ type DialConfig struct {
 	Server crypto.Server
 	Static *crypto.DHPrivate // our registration key; nil: as a visitor
 	Key    crypto.PublicKey  // our identity; required with Static
+	// Routes are the ways to the server, tried as Routes says; nil: straight to its
+	// own port.
+	Routes []Route
+	// CA verifies HTTPS proxies and is what TLSWarning goes by; nil: the system's.
+	// Servers need no good certificate.
+	CA *x509.CertPool
 	// DialContext opens the stream; nil: net.Dialer.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	Logger      *slog.Logger
@@ -53,6 +60,9 @@ func (c DialConfig) withDefaults() DialConfig {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if len(c.Routes) == 0 {
+		c.Routes = []Route{{Port: c.Server.Port}}
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 15 * time.Second
@@ -86,19 +96,30 @@ func Dial(ctx context.Context, cfg DialConfig) (*Control, error) {
 	if cfg.Static != nil && cfg.Key.IsZero() {
 		return fail(errors.New("an agent's channel needs its identity (DialConfig.Key)"))
 	}
-	w := newWeb(cfg)
-	ws, _, err := websocket.Dial(ctx, w.url(ControlPath), &websocket.DialOptions{HTTPClient: &w.client})
+	c, err := race(ctx, cfg.Routes, cfg.dial, func(c *Control) { c.Close() })
 	if err != nil {
-		w.close()
-		return fail(err)
-	}
-	ws.SetReadLimit(MaxAnswer + crypto.TransportOverhead)
-	c := &Control{cfg: cfg, web: w, ws: ws}
-	if err := c.handshake(ctx); err != nil {
-		c.Close()
 		return fail(err)
 	}
 	return c, nil
+}
+
+func (c DialConfig) dial(ctx context.Context, r Route) (*Control, error) {
+	w, err := newWeb(ctx, c, r)
+	if err != nil {
+		return nil, err
+	}
+	ws, _, err := websocket.Dial(ctx, w.url(ControlPath), &websocket.DialOptions{HTTPClient: &w.client})
+	if err != nil {
+		w.close()
+		return nil, slow(ctx, err)
+	}
+	ws.SetReadLimit(MaxAnswer + crypto.TransportOverhead)
+	channel := &Control{cfg: c, web: w, ws: ws}
+	if err := channel.handshake(ctx); err != nil {
+		channel.Close()
+		return nil, err
+	}
+	return channel, nil
 }
 
 func (c *Control) handshake(ctx context.Context) error {
@@ -157,12 +178,12 @@ func (c *Control) Time() time.Time { return c.cfg.Now().Add(c.offset) }
 
 // TLSWarning says why the certificate of the server would not satisfy a browser,
 // empty if it would. Noise authenticates the server, so this is for information:
-// a self-signed certificate is normal, another issuer means an inspecting proxy.
-func (c *Control) TLSWarning() string {
-	c.web.mu.Lock()
-	defer c.web.mu.Unlock()
-	return c.web.warning
-}
+// a self-signed certificate is normal. "inspected on the way" says that it is not
+// the certificate which the server says it has.
+func (c *Control) TLSWarning() string { return c.web.tlsWarning(&c.greeting.Mark) }
+
+// Route returns the way that the channel took.
+func (c *Control) Route() Route { return c.web.route }
 
 func (c *Control) do(ctx context.Context, r Request) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)

@@ -29,24 +29,26 @@ const (
 // A Greeting is what a server says first on the control channel.
 type Greeting struct {
 	Time      time.Time
-	ClaimBits int // of a stamp for a first claim
-	MailBits  int // of a stamp for mail
+	ClaimBits int            // of a stamp for a first claim
+	MailBits  int            // of a stamp for mail
+	Mark      [MarkSize]byte // of the server's TLS certificate; zero: it does not say
 }
 
 func appendGreeting(dst []byte, g Greeting) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, millis(g.Time))
-	return append(dst, byte(g.ClaimBits), byte(g.MailBits), 0, 0, 0, 0, 0, 0)
+	dst = append(dst, byte(g.ClaimBits), byte(g.MailBits))
+	return append(dst, g.Mark[:]...)
 }
 
 func parseGreeting(b []byte) (Greeting, error) {
-	if len(b) != controlHello || !allZero(b[10:]) {
+	if len(b) != controlHello {
 		return Greeting{}, ErrMalformed
 	}
 	at, ok := fromMillis(binary.BigEndian.Uint64(b))
 	if !ok {
 		return Greeting{}, ErrMalformed
 	}
-	return Greeting{Time: at, ClaimBits: int(b[8]), MailBits: int(b[9])}, nil
+	return Greeting{Time: at, ClaimBits: int(b[8]), MailBits: int(b[9]), Mark: [MarkSize]byte(b[10:])}, nil
 }
 
 func controlPrologue(msg []byte) []byte {

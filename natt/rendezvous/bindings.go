@@ -159,7 +159,9 @@ func (b *bindings) rewrite() {
 func (b *bindings) rewriteLocked(live []*session) {
 	var all []byte
 	for _, s := range live {
-		all = appendBinding(all, s.bind.Load().known(s.number))
+		if b := s.bind.Load(); b.sock.carrier == nil { // connections do not outlive us
+			all = appendBinding(all, b.known(s.number))
+		}
 	}
 	path := filepath.Join(b.dir, bindingsFile)
 	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)

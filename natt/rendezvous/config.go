@@ -27,6 +27,12 @@ type Config struct {
 	Public string
 	// Key is the server's key; zero: LoadKey(StateDir).
 	Key crypto.DHPrivate
+	// CertFile and CertKeyFile hold a TLS certificate in PEM to show instead of the
+	// self-signed one. They are read again when they change.
+	CertFile, CertKeyFile string
+	// ACME is a domain for which to get a certificate from Let's Encrypt, which asks
+	// on port 443. By using it the operator accepts the terms of that service.
+	ACME string
 	// Store is where claims and mail are kept; nil: a BoltStore in StateDir. A given
 	// store is not closed by Run.
 	Store Store
@@ -51,8 +57,9 @@ type Limits struct {
 	Handshakes     float64       // HELLO and VISIT a second of one /24 or /48, 50
 	HandshakeBurst int           // 500
 	Queue          int           // handshakes that wait, 1024; above half of it sources must prove themselves
-	Connections    int           // TCP connections, 1024
-	NetConnections int           // TCP connections of one /24 or /48, 128
+	Connections    int           // TCP connections, 4096
+	NetConnections int           // TCP connections of one /24 or /48, 256
+	Carriers       int           // of them, those that may carry datagrams, 3072
 	Requests       float64       // new control channels and cards a second of one /24 or /48, 20
 	RequestBurst   int           // 200
 	Mailbox        int           // items in one box, 32
@@ -75,8 +82,9 @@ func (l *Limits) fill() {
 	or(&l.Handshakes, 50)
 	or(&l.HandshakeBurst, 500)
 	or(&l.Queue, 1024)
-	or(&l.Connections, 1024)
-	or(&l.NetConnections, 128)
+	or(&l.Connections, 4096)
+	or(&l.NetConnections, 256)
+	or(&l.Carriers, 3072)
 	or(&l.Requests, 20)
 	or(&l.RequestBurst, 200)
 	or(&l.Mailbox, 32)

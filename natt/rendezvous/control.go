@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -33,6 +34,7 @@ func (s *Server) publicHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+relay.CardPath+"{fingerprint}", s.serveCard)
 	mux.HandleFunc("GET "+relay.ControlPath, s.serveControl)
+	mux.HandleFunc("GET "+relay.DatagramsPath, s.serveDatagrams)
 	return mux
 }
 
@@ -45,6 +47,7 @@ func (s *Server) httpServer(ctx context.Context, h http.Handler) *http.Server {
 		IdleTimeout:       headerTimeout,
 		MaxHeaderBytes:    maxHeader,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       withMark,
 		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // scanners' noise
 	}
 }
@@ -107,7 +110,7 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 	ws.SetReadLimit(relay.MaxRequest + crypto.TransportOverhead)
 	ctx, cancel := context.WithTimeout(r.Context(), controlLife)
 	defer cancel()
-	s.control(ctx, ws, from)
+	s.control(ctx, ws, from, shownMark(r.Context()))
 }
 
 // enter counts a control channel in, unless the server is going down.
@@ -121,12 +124,12 @@ func (s *Server) enter() bool {
 	return true
 }
 
-func (s *Server) control(ctx context.Context, ws *websocket.Conn, from netip.Addr) {
+func (s *Server) control(ctx context.Context, ws *websocket.Conn, from netip.Addr, mark [relay.MarkSize]byte) {
 	msg, err := read(ctx, ws, greetingTimeout)
 	if err != nil {
 		return
 	}
-	greeting := relay.Greeting{Time: s.cfg.Now(), ClaimBits: s.cfg.Limits.ClaimBits, MailBits: s.cfg.Limits.MailBits}
+	greeting := relay.Greeting{Time: s.cfg.Now(), ClaimBits: s.cfg.Limits.ClaimBits, MailBits: s.cfg.Limits.MailBits, Mark: mark}
 	answer, tr, peer, err := relay.AcceptControl(s.cfg.Key, msg, greeting)
 	if err != nil {
 		if errors.Is(err, relay.ErrServerKey) {
@@ -216,6 +219,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		relay.TuneStream(c)
 		var from [6]byte
 		if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
 			from = network(a.Addr())
@@ -239,6 +243,7 @@ type limitedConn struct {
 	l    *limitedListener
 	from [6]byte
 	once sync.Once
+	mark atomic.Pointer[[relay.MarkSize]byte] // of the certificate that was shown
 }
 
 func (c *limitedConn) Close() error {

@@ -37,7 +37,7 @@ func (r *reader) forward(m *natt.Message, b []byte, size, count int, number uint
 	var to binding
 	var out uint64
 	if e.isTarget {
-		if home == nil || home.bind.Load().addr != m.Addr {
+		if home == nil || !home.at(m.Addr, r.sock, r.now) {
 			// The agent's address changed, or it is one whose session we lost.
 			if home != nil {
 				r.hint(m, len(b), relay.HintSession, home.number)
@@ -47,7 +47,7 @@ func (r *reader) forward(m *natt.Message, b []byte, size, count int, number uint
 		c.answered.Store(true)
 		to, out = c.visitor, c.visitorNumber
 	} else {
-		if m.Addr != c.visitor.addr {
+		if !c.visitor.source(m.Addr, r.sock) {
 			r.hint(m, len(b), relay.HintChannel, number)
 			return
 		}

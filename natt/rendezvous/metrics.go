@@ -34,6 +34,7 @@ func (s *Server) Handler() http.Handler {
 		{"claims_total", "Claims stored.", &s.count.claims},
 		{"mail_total", "Mail items stored.", &s.count.mail},
 		{"mail_fetched_total", "Mail items fetched.", &s.count.mailFetched},
+		{"carriers_total", "TLS connections that carried datagrams.", &s.count.carriers},
 		{"cards_total", "Cards served.", &s.count.cards},
 	} {
 		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "pilot_server", Name: c.name, Help: c.help},

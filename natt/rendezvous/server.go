@@ -44,9 +44,12 @@ type Server struct {
 
 	closing  sync.Mutex
 	closed   bool
-	channels sync.WaitGroup // control channels
+	carriers map[*socket]struct{}
+	carrying int            // carriers, and those about to be
+	channels sync.WaitGroup // control channels and carriers
 
-	alwaysCookie atomic.Bool // tests: as if under load
+	alwaysCookie  atomic.Bool // tests: as if under load
+	acmeDirectory string      // tests: another authority
 }
 
 func newServer(cfg Config) *Server {
@@ -54,6 +57,7 @@ func newServer(cfg Config) *Server {
 	rand.Read(secret[:]) // never fails (crypto/rand)
 	s := &Server{
 		cfg: cfg, public: cfg.Key.Public(), store: cfg.Store, table: newTable(), started: cfg.Now(),
+		carriers:   make(map[*socket]struct{}),
 		board:      noticeboard{sessions: make(map[*session]bool)},
 		work:       make(chan job, cfg.Limits.Queue),
 		nodes:      make(chan nodeCheck, nodeQueue),
@@ -80,7 +84,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := s.listen(); err != nil {
 		return err
 	}
-	cert, err := loadCertificate(s.cfg.StateDir, s.cfg.Now())
+	certs, err := s.certificates()
 	if err != nil {
 		return err
 	}
@@ -104,7 +108,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	g.Go(func() error { s.noticeLoop(ctx); return nil })
 	g.Go(func() error { s.sweepLoop(ctx); return nil })
 	g.Go(func() error { s.recall(ctx, old); return nil })
-	if err := s.serveStreams(ctx, g, cert); err != nil {
+	if err := s.serveStreams(ctx, g, certs); err != nil {
 		g.Go(func() error { return err }) // ends the others
 	} else if s.cfg.Ready != nil {
 		s.cfg.Ready(line)
@@ -120,8 +124,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 }
 
 // serveStreams starts the HTTP servers. They end when ctx does.
-func (s *Server) serveStreams(ctx context.Context, g *errgroup.Group, cert tls.Certificate) error {
-	conf := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+func (s *Server) serveStreams(ctx context.Context, g *errgroup.Group, certs *certificates) error {
+	conf := certs.config()
+	if certs.acme != nil {
+		g.Go(func() error { certs.obtain(ctx); return nil })
+	}
 	for _, l := range s.listeners {
 		limited := limitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.NetConnections)
 		s.serve(ctx, g, tls.NewListener(limited, conf), s.publicHandler())
@@ -182,6 +189,7 @@ func (s *Server) sweepLoop(ctx context.Context) {
 			return
 		}
 		s.table.sweep(s.cfg.Now().UnixNano())
+		s.sweepCarriers(s.cfg.Now())
 	}
 }
 

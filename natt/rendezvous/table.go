@@ -20,6 +20,20 @@ type binding struct {
 	sock  *socket
 }
 
+// source says whether what came from addr on sock came from there.
+func (b *binding) source(addr netip.AddrPort, sock *socket) bool {
+	return b.addr == addr && b.sock == sock
+}
+
+// A former binding is one that a session has moved away from. What was on its way
+// when it did is still taken from there for a while.
+type former struct {
+	binding
+	until int64
+}
+
+const formerLife = 10 * time.Second
+
 // A session is a home session. Its fields below mu change under mu only.
 type session struct {
 	number   uint64
@@ -28,6 +42,7 @@ type session struct {
 	started  uint64 // unix ms, as far as the agent says
 	tr       *crypto.Transport
 	bind     atomic.Pointer[binding]
+	former   atomic.Pointer[former]
 	used     atomic.Int64 // when it was last heard
 	mail     atomic.Bool  // mail waits
 
@@ -74,6 +89,7 @@ type end struct {
 
 type visitKey struct {
 	from   netip.AddrPort
+	sock   *socket
 	target crypto.Fingerprint
 }
 
@@ -169,7 +185,7 @@ func (t *table) removeLocked(s *session) {
 func (t *table) visit(from binding, target crypto.Fingerprint, now int64, limit int) *channel {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := visitKey{from.addr, target}
+	key := visitKey{from.addr, from.sock, target}
 	if c := t.visits[key]; c != nil {
 		c.used.Store(now)
 		return c
@@ -251,6 +267,15 @@ func (s *session) due() (codes []uint64) {
 	return codes
 }
 
+// at says whether what came from addr on sock came from the session's agent.
+func (s *session) at(addr netip.AddrPort, sock *socket, now int64) bool {
+	if s.bind.Load().source(addr, sock) {
+		return true
+	}
+	f := s.former.Load()
+	return f != nil && now < f.until && f.source(addr, sock)
+}
+
 func (s *session) notify(code uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -306,6 +331,7 @@ func (s *session) heard(r relay.Record, counter uint64, from binding, now int64)
 		s.notices = [4]uint8{relay.NoticeSuperseded: s.notices[relay.NoticeSuperseded]}
 	}
 	if old := s.bind.Load(); (counter > s.highest || first) && *old != from {
+		s.former.Store(&former{*old, now + int64(formerLife)})
 		s.bind.Store(&from)
 		moved = true
 	}

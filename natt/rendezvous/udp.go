@@ -11,11 +11,13 @@ import (
 	"github.com/pilotnet/pilot/natt/relay"
 )
 
-// A socket is one UDP socket of the server, with one reader.
+// A socket is one UDP socket of the server, or a carrier: one TLS connection that
+// carries datagrams. Each has one reader.
 type socket struct {
-	conn  natt.PacketConn
-	index int
-	port  uint16
+	conn    natt.PacketConn
+	index   int // of a UDP socket
+	port    uint16
+	carrier *relay.Carrier // nil for UDP
 }
 
 // readBatch bounds the memory of a reader: each message has a 64 KiB buffer.
@@ -27,15 +29,20 @@ type reader struct {
 	sock *socket
 	in   []natt.Message
 	out  [][]natt.Message // what this batch forwards, by socket
-	now  int64            // of this batch
+	one  [1]natt.Message
+	now  int64 // of this batch
 	mac  *relay.Checker
 }
 
 func newReader(s *Server, sock *socket) *reader {
 	r := &reader{s: s, sock: sock, out: make([][]natt.Message, len(s.sockets)), mac: relay.NewChecker(s.public)}
+	size := natt.MaxRun
+	if sock.carrier != nil {
+		size = carrierBuffer
+	}
 	r.in = make([]natt.Message, min(readBatch, sock.conn.BatchSize()))
 	for i := range r.in {
-		r.in[i].Buf = make([]byte, natt.MaxRun)
+		r.in[i].Buf = make([]byte, size)
 	}
 	return r
 }
@@ -131,6 +138,13 @@ func (r *reader) reply(m *natt.Message, b []byte) {
 }
 
 func (r *reader) send(sock *socket, m natt.Message) {
+	if sock.carrier != nil { // has a queue of its own
+		r.one[0] = m
+		if _, err := sock.conn.WriteBatch(r.one[:]); err != nil {
+			r.s.count.sendErrors.Add(1)
+		}
+		return
+	}
 	r.out[sock.index] = append(r.out[sock.index], m)
 }
 
@@ -194,7 +208,7 @@ func (r *reader) record(m *natt.Message, d []byte) {
 	if first {
 		r.s.confirm(sess)
 	}
-	if first || moved {
+	if (first || moved) && r.sock.carrier == nil {
 		r.s.bindings.add(sess.number, from)
 	}
 	sess.mu.Lock()
@@ -219,5 +233,5 @@ type counters struct {
 	malformed, unknown, limited, cookies, hints, sendErrors atomic.Uint64
 	hellos, visits, refused                                 atomic.Uint64
 	frames, bytes, dropped, offline                         atomic.Uint64
-	stun, claims, mail, mailFetched, cards                  atomic.Uint64
+	stun, claims, mail, mailFetched, cards, carriers        atomic.Uint64
 }
