@@ -84,22 +84,36 @@ func Answer(dst, request []byte, from netip.AddrPort) ([]byte, bool) {
 	if unknown := unknownAttributes(m); len(unknown) > 0 {
 		return refuse(dst, id, unknown), true
 	}
-	ip := from.Addr().Unmap()
-	size := 4 + ip.BitLen()/8
 	at := len(dst)
-	dst = appendHeader(dst, 0x0101, 4+size, id)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(stun.AttrXORMappedAddress))
-	dst = binary.BigEndian.AppendUint16(dst, uint16(size))
-	family := byte(1)
+	dst = appendHeader(dst, 0x0101, addressSize(from), id)
+	dst = appendAddress(dst, stun.AttrXORMappedAddress, from, dst[at+4:at+headerSize])
+	return dst, true
+}
+
+// addressSize is the length of an address attribute with its header.
+func addressSize(a netip.AddrPort) int { return 8 + a.Addr().Unmap().BitLen()/8 }
+
+// appendAddress appends an address attribute, masked with key (the magic cookie and the transaction ID), or plain
+// without one.
+func appendAddress(dst []byte, kind stun.AttrType, a netip.AddrPort, key []byte) []byte {
+	ip := a.Addr().Unmap()
+	family, port := byte(1), a.Port()
 	if ip.Is6() {
 		family = 2
 	}
+	if key != nil {
+		port ^= cookie >> 16
+	}
+	dst = binary.BigEndian.AppendUint16(dst, uint16(kind))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(addressSize(a)-4))
 	dst = append(dst, 0, family)
-	dst = binary.BigEndian.AppendUint16(dst, from.Port()^cookie>>16)
+	dst = binary.BigEndian.AppendUint16(dst, port)
 	value := len(dst)
 	dst = append(dst, ip.AsSlice()...)
-	mask(dst[value:], dst[at+4:at+headerSize])
-	return dst, true
+	if key != nil {
+		mask(dst[value:], key)
+	}
+	return dst
 }
 
 // refuse appends error 420 (Unknown Attribute).
