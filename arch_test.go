@@ -49,6 +49,10 @@ var rooms = map[string]room{
 		never: []string{"net"},
 		why:   "ipam is the address plan: it knows keys only, opens no sockets and does not decide whom to trust",
 	},
+	"ipam/dns": {
+		may: []string{"crypto", "ipam"},
+		why: "the resolver turns the names it is given into answers: it knows the address plan, and neither peers nor the TUN",
+	},
 	"trust": {
 		may:   []string{"crypto"},
 		never: []string{"net"},
@@ -64,12 +68,12 @@ var rooms = map[string]room{
 		why: "the rendezvous server checks claims and relays frames: it never learns the trust graph and is no part of a node",
 	},
 	"overlay": {
-		may:   []string{"crypto", "ipam", "natt", "trust", "tun"},
+		may:   []string{"crypto", "ipam", "ipam/dns", "natt", "trust", "tun"},
 		never: []string{"flag", "github.com/urfave/cli", "github.com/BurntSushi/toml"},
 		why:   "overlay joins the rooms below it: flags and file formats end in cmd, and the server is its peer on the network, not its library",
 	},
 	"cmd": {
-		may: []string{"crypto", "ipam", "natt", "natt/rendezvous", "overlay", "trust", "tun"},
+		may: []string{"crypto", "ipam", "ipam/dns", "natt", "natt/rendezvous", "overlay", "trust", "tun"},
 		why: "cmd wires everything, so nothing may import it",
 	},
 }
