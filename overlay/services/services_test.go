@@ -43,8 +43,8 @@ func TestIdentityAndAdmission(t *testing.T) {
 		handle: func(_ context.Context, c *services.Conn) { fmt.Fprint(c, c.Peer.Name, " ", c.Peer.Fingerprint) },
 	})
 	for who, want := range map[string]string{"alice": "alice " + servicetest.Agent("alice").Fingerprint.String(), "bob": "", "mallory": ""} {
-		got, err := io.ReadAll(l.MustDial(who, "tcp", 9))
-		if string(got) != want || (want == "") != (err != nil) {
+		got, err := l.Answer(who, 9, 100)
+		if got != want || (want == "") != (err != nil) {
 			t.Errorf("%s: %q, %v", who, got, err)
 		}
 	}
@@ -76,20 +76,16 @@ func TestRevokedConnectionEndsOnRecheck(t *testing.T) {
 // One peer opens too many connections; another one still gets its own.
 func TestPeerCannotTakeAllConnections(t *testing.T) {
 	l := servicetest.New(t, "alice", "bob")
-	var held atomic.Int32
 	l.Start(service{handle: func(ctx context.Context, c *services.Conn) {
-		held.Add(1)
 		c.Write([]byte("x"))
 		c.Read(make([]byte, 1))
 	}})
-	buf := make([]byte, 1)
 	for i := range services.MaxPeerConns + 20 {
-		c := l.MustDial("alice", "tcp", 9)
-		if _, err := c.Read(buf); (err == nil) != (i < services.MaxPeerConns) {
+		if _, err := l.Answer("alice", 9, 1); (err == nil) != (i < services.MaxPeerConns) {
 			t.Fatalf("connection %d: %v", i, err)
 		}
 	}
-	if _, err := l.MustDial("bob", "tcp", 9).Read(buf); err != nil {
+	if _, err := l.Answer("bob", 9, 1); err != nil {
 		t.Errorf("bob: %v", err)
 	}
 }

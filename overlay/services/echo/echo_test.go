@@ -48,9 +48,8 @@ func TestDatagrams(t *testing.T) {
 func TestStrangers(t *testing.T) {
 	l := servicetest.New(t, "alice")
 	l.Start(New())
-	stream := l.MustDial("mallory", "tcp", Port)
-	if n, err := stream.Read(make([]byte, 1)); err == nil || n > 0 {
-		t.Errorf("TCP: %d bytes, %v", n, err)
+	if got, err := l.Answer("mallory", Port, 1); err == nil || got != "" {
+		t.Errorf("TCP: %q, %v", got, err)
 	}
 	stranger, alice := l.MustDial("mallory", "udp", Port), l.MustDial("alice", "udp", Port)
 	stranger.Write([]byte("hello"))

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -181,6 +182,18 @@ func (l *Lab) MustDial(from, network string, port uint16) net.Conn {
 	}
 	l.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// Answer is what a service says to an agent that sends nothing: up to most
+// bytes. An error is how the agent was turned away.
+func (l *Lab) Answer(from string, port uint16, most int64) (string, error) {
+	c, err := l.Dial(l.t.Context(), from, "tcp", port)
+	if err != nil {
+		return "", err
+	}
+	l.t.Cleanup(func() { c.Close() })
+	b, err := io.ReadAll(io.LimitReader(c, most))
+	return string(b), err
 }
 
 // Start runs a service until the test ends.
