@@ -408,14 +408,14 @@ func (a *Agent) Relays(now time.Time, paths []Path) {
 		}
 	}
 	gone := func(r *route) bool { return r.path.Relayed() && !slices.Contains(paths, r.path) }
-	if r := a.use.route; r != nil && gone(r) {
+	if r := a.use.route; r != nil && gone(r) && r.validated {
 		r.validated = false
 		a.choose()
-		if a.use.route == r { // nothing else is known: hold on to it until something answers
-			a.watch.begin(a.now)
-		}
 	}
 	a.forget(gone)
+	if r := a.use.route; r != nil && !r.validated && !a.asleep() {
+		a.wake() // hold on to it until another one answers
+	}
 }
 
 // NetworkChanged tells the agent that our own network changed: other interfaces, addresses or routes. All that was
@@ -447,8 +447,7 @@ func (a *Agent) recheck() {
 	}
 	a.burst(func(r *route) bool { return r.listed })
 	if r := a.use.route; r != nil {
-		a.watch.begin(a.now)
-		a.watch.phase = doubt
+		a.watch = watch{phase: doubt, next: a.now}
 		a.use.climb(a.now)
 	}
 }

@@ -428,6 +428,59 @@ func TestLossyUpgrade(t *testing.T) {
 	}
 }
 
+// A relay that is not there any more costs an idle peer nothing. When the peer is wanted again, the owner is told at
+// once if there is no other relay, and another one gets a copy of everything if there is.
+func TestRelayGone(t *testing.T) {
+	t.Parallel()
+	p, q := Path{Remote: relayAddr(0), Channel: 1}, Path{Remote: relayAddr(1), Channel: 2}
+	kinds := func(acts []Action) (n map[ActionKind]int) {
+		n = map[ActionKind]int{}
+		for _, act := range acts {
+			n[act.Kind]++
+		}
+		return n
+	}
+	for _, idle := range []bool{false, true} {
+		for _, other := range []bool{false, true} {
+			a := NewAgent(AgentConfig{})
+			now := epoch
+			a.Relays(now, []Path{p})
+			a.Connected(now, p)
+			pong(t, a, now, p, 40*ms)
+			now = now.Add(time.Second)
+			if idle {
+				now = now.Add(10 * time.Minute)
+			}
+			a.Advance(now)
+			var left []Path
+			if other {
+				left = []Path{q}
+			}
+			a.Relays(now, left)
+			acts := kinds(a.Advance(now))
+			if idle {
+				if acts[ActLost] > 0 || acts[ActChallenge] > 1 || !a.Next().IsZero() {
+					t.Errorf("other %v: %v, next %v while idle", other, acts, a.Next())
+				}
+				now = now.Add(time.Hour)
+				a.Active(now, true, false)
+				acts = kinds(a.Advance(now))
+			}
+			if _, ok := a.Best(); ok {
+				t.Error("a relay that is gone is said to work")
+			}
+			if other && (acts[ActLost] > 0 || acts[ActChallenge] == 0 || a.Status().Also != q) || !other && acts[ActLost] != 1 {
+				t.Errorf("idle %v, other %v: %v, also %v", idle, other, acts, a.Status().Also)
+			}
+			a.Connected(now, q)
+			a.Advance(now)
+			if got, ok := a.Best(); !ok || got != q {
+				t.Errorf("idle %v, other %v: at %v, %v", idle, other, got, ok)
+			}
+		}
+	}
+}
+
 // A better direct path is taken, one that is not much better is not.
 func TestHysteresis(t *testing.T) {
 	t.Parallel()

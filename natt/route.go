@@ -127,14 +127,18 @@ func (e *estimate) faster(o *estimate) bool {
 	return e.known() && o.known() && e.smooth+max(3*time.Millisecond, o.smooth/10) < o.smooth
 }
 
-// A tally counts what happened in the last ten minutes and a little longer, by the minute.
+// A tally counts what happened in the last ten minutes and a little longer, by the minute since its start.
 type tally struct {
+	start  time.Time
 	minute int64
 	counts [11]uint16
 }
 
 func (t *tally) turn(now time.Time) {
-	m := now.Unix() / 60
+	if t.start.IsZero() {
+		t.start = now
+	}
+	m := int64(now.Sub(t.start) / time.Minute)
 	for i := t.minute + 1; i <= m && i <= t.minute+int64(len(t.counts)); i++ {
 		t.counts[i%int64(len(t.counts))] = 0
 	}
@@ -147,6 +151,9 @@ func (t *tally) add(now time.Time) {
 }
 
 func (t *tally) total(now time.Time) (n int) {
+	if t.start.IsZero() {
+		return 0
+	}
 	t.turn(now)
 	for _, c := range t.counts {
 		n += int(c)

@@ -57,7 +57,8 @@ func (a *Agent) suspect() {
 	a.watch.begin(a.now)
 }
 
-// wake has the path in use asked after a long silence. Until it answers, a direct one is not trusted alone.
+// wake has the path in use asked after a long silence. Until it answers, a direct one is not trusted alone, and nor is a
+// relay that is gone.
 func (a *Agent) wake() {
 	r := a.use.route
 	if r == nil {
@@ -66,9 +67,25 @@ func (a *Agent) wake() {
 	if a.changed {
 		a.recheck()
 	}
+	if a.watch.phase == lost {
+		return // it is asked now and then anyway
+	}
+	if !r.validated && a.fallback() == nil {
+		a.lose()
+		return
+	}
 	a.watch.begin(a.now)
-	if a.watch.phase < doubt && !r.path.Relayed() {
+	if a.watch.phase < doubt && (!r.validated || !r.path.Relayed()) {
 		a.watch.phase = doubt
+	}
+}
+
+// lose says that nothing answers any more.
+func (a *Agent) lose() {
+	a.watch = watch{phase: lost, next: a.now.Add(time.Second)}
+	if !a.use.lost {
+		a.use.lost = true
+		a.actions = append(a.actions, Action{Kind: ActLost, Path: a.use.route.path})
 	}
 }
 
@@ -163,11 +180,7 @@ func (a *Agent) fail() {
 	r.drop(a.now)
 	a.choose()
 	if a.use.route == r {
-		if !a.use.lost {
-			a.use.lost = true
-			a.actions = append(a.actions, Action{Kind: ActLost, Path: r.path})
-		}
-		a.watch = watch{phase: lost, next: a.now.Add(time.Second)}
+		a.lose()
 	}
 	if !r.path.Relayed() {
 		a.rounds.next = 0
