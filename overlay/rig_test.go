@@ -203,7 +203,9 @@ func ulaPort(node uint32, port uint16) netip.AddrPort {
 
 // raw is an inner packet with any next header.
 func raw(from, to uint32, proto uint8, payload []byte) []byte {
-	return tuntest.Segment{Src: ulaPort(from, 0), Dst: ulaPort(to, 0), Proto: proto, HopLimit: 64, Payload: payload}.Complete()
+	p := tuntest.Segment{Src: ulaPort(from, 0), Dst: ulaPort(to, 0), HopLimit: 64, Payload: payload}.Complete()
+	p[6] = proto
+	return p
 }
 
 // fragment puts a fragment header before a part of a packet.
