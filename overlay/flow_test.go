@@ -1,0 +1,132 @@
+package overlay
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+)
+
+// A modelFlow is what the table must know of a flow.
+type modelFlow struct {
+	opener  opener
+	version uint64
+	seen    uint64
+}
+
+// The table agrees with a map while time passes over several wraps of its short
+// clock, policies change, and idle entries are swept away.
+func TestFlowTableProperty(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	table := newFlowTable()
+	model := map[flowKey]*modelFlow{}
+	var now, swept uint64 = 1000, 1000
+	version := uint64(1)
+	live := func(k flowKey) *modelFlow {
+		m := model[k]
+		if m != nil && now-m.seen > uint64(idleLimit(k.proto)) {
+			return nil
+		}
+		return m
+	}
+	for i := range 300_000 {
+		switch r.IntN(400) {
+		case 0:
+			now += r.Uint64N(30)
+		case 1:
+			now += r.Uint64N(4000)
+		case 2:
+			version++
+		}
+		if now-swept >= 30 {
+			swept = now
+			table.sweep(uint16(now), false)
+		}
+		k := flowKey{peer: uint32(r.IntN(3)), proto: protoTCP, local: uint16(r.IntN(20)), remote: uint16(r.IntN(20))}
+		if r.IntN(2) == 0 {
+			k.proto = protoUDP
+		}
+		m := live(k)
+		switch r.IntN(4) {
+		case 0:
+			opens := r.IntN(2) == 0
+			table.outbound(k, version, uint16(now), opens)
+			if m == nil || m.opener == byUs || opens {
+				model[k] = &modelFlow{byUs, version, now}
+			}
+		case 1:
+			want := m != nil && m.opener == byUs && m.version == version
+			if got := table.inbound(k, version, uint16(now)); got != want {
+				t.Fatalf("step %d: inbound %v at %d: %v, want %v (%+v)", i, k, now, got, want, m)
+			}
+			if want {
+				m.seen = now
+			}
+		case 2:
+			table.admitted(k, version, uint16(now))
+			if m == nil || m.opener == byPeer {
+				model[k] = &modelFlow{byPeer, version, now}
+			}
+		case 3:
+			want := m != nil && m.version == version
+			if got := table.known(k, version, uint16(now)); got != want {
+				t.Fatalf("step %d: known %v at %d: %v, want %v (%+v)", i, k, now, got, want, m)
+			}
+		}
+	}
+	if now < 3<<16 {
+		t.Errorf("the clock came to %d only", now)
+	}
+}
+
+// A full set gives up its longest idle entry, and a flood of flows leaves the
+// table's size as it is.
+func TestFlowTableFull(t *testing.T) {
+	table := newFlowTable()
+	kept := flowKey{peer: 9, proto: protoTCP, local: 1, remote: 1}
+	for i := range uint32(4 * flowSets * flowWays) {
+		table.outbound(flowKey{peer: i, proto: protoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false)
+		table.outbound(kept, 1, uint16(i/1000), false)
+	}
+	if !table.inbound(kept, 1, uint16(4*flowSets*flowWays/1000)) {
+		t.Error("a flow in use was pushed out by idle ones")
+	}
+	if n := used(table); n > flowSets*flowWays || n < flowSets*flowWays*9/10 {
+		t.Errorf("%d of %d entries used", n, flowSets*flowWays)
+	}
+	table.sweep(0, true)
+	if n := used(table); n != 0 {
+		t.Errorf("%d entries after all were swept", n)
+	}
+}
+
+// Packet goroutines share the table without a lock; run with -race.
+func TestFlowTableConcurrent(t *testing.T) {
+	table := newFlowTable()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for i := range 20_000 {
+				k := flowKey{peer: 1, proto: protoUDP, local: uint16(i % 50), remote: 1}
+				table.outbound(k, 1, 5, false)
+				if !table.inbound(k, 1, 5) {
+					t.Errorf("flow %d is lost", i)
+					return
+				}
+				if i%1000 == 0 {
+					table.sweep(5, false)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestAgeOf(t *testing.T) {
+	for _, c := range []struct{ seen, now, want uint16 }{
+		{0, 0, 0}, {5, 7, 2}, {7, 5, 0}, {65535, 0, 1}, {0, 65535, 0}, {0, 65535 - flowAhead, 65535 - flowAhead}, {100, 99 - flowAhead, 65535 - flowAhead},
+	} {
+		if got := ageOf(c.seen, c.now); got != c.want {
+			t.Errorf("ageOf(%d, %d) = %d, want %d", c.seen, c.now, got, c.want)
+		}
+	}
+}
