@@ -58,15 +58,16 @@ const (
 	SurveyTime   = 500 * time.Millisecond
 	surveyRepeat = 60 * time.Millisecond
 	surveyTries  = 3
-	filterWait   = 150 * time.Millisecond
+	filterWait   = 250 * time.Millisecond
 )
 
-// A Survey finds out how the NATs before a fresh socket behave (RFC 5780, sections 4.3 and 4.4). It is a pure machine.
-// It needs a socket of its own: what other traffic of a socket has opened would pass for a NAT that filters nothing.
-// Filtering is asked first, since asking the server's other address for the mapping opens the filter for it.
+// A Survey finds out how the NATs before a fresh socket map, or how they filter (RFC 5780, sections 4.3 and 4.4). It is a
+// pure machine. Each survey needs a socket of its own: what other traffic of a socket has opened would pass for a NAT that
+// filters nothing, and what a filter turned away may change the mapping (Linux routers that answer stray packets).
 type Survey struct {
-	local   []netip.Addr
-	targets []netip.AddrPort
+	filter bool
+	local  []netip.Addr
+
 	queries []*surveyQuery
 	began   time.Time
 	phase   surveyPhase
@@ -80,9 +81,9 @@ type Survey struct {
 type surveyPhase uint8
 
 const (
-	surveyAsk surveyPhase = iota
-	surveyFilter
-	surveyMap
+	surveyAsk    surveyPhase = iota // who is there, and has another address?
+	surveyFilter                    // answer from there
+	surveyMap                       // what do you see there?
 )
 
 type surveyQuery struct {
@@ -99,12 +100,20 @@ type Datagram struct {
 	Data []byte
 }
 
-// NewSurvey asks the given STUN servers. local are the addresses of this host: a mapping to one of them is none.
-func NewSurvey(now time.Time, targets []netip.AddrPort, local []netip.Addr) *Survey {
-	s := &Survey{local: local, targets: targets, began: now, phased: now}
+// NewMappingSurvey asks the given STUN servers what they see. local are the addresses of this host: a mapping to one of
+// them is none.
+func NewMappingSurvey(now time.Time, targets []netip.AddrPort, local []netip.Addr) *Survey {
+	s := &Survey{local: local, began: now}
 	for _, t := range targets {
 		s.ask(now, t, stun.Query{})
 	}
+	return s
+}
+
+// NewFilteringSurvey asks the given STUN servers to answer from another address.
+func NewFilteringSurvey(now time.Time, targets []netip.AddrPort) *Survey {
+	s := NewMappingSurvey(now, targets, nil)
+	s.filter = true
 	return s
 }
 
@@ -144,22 +153,21 @@ func (s *Survey) step(now time.Time) {
 	}
 	switch s.phase {
 	case surveyAsk:
-		if s.other.IsValid() {
+		switch {
+		case s.other.IsValid() && s.filter:
 			s.phase, s.phased = surveyFilter, now
 			s.ask(now, s.home, stun.Query{ChangeIP: true, ChangePort: true})
 			s.ask(now, s.home, stun.Query{ChangePort: true})
-		} else if !s.pending() {
-			s.done = true
-		}
-	case surveyFilter:
-		both, port := s.find(s.home, true, true), s.find(s.home, false, true)
-		if both.mapped.IsValid() || port.mapped.IsValid() && now.Sub(s.phased) >= 2*surveyRepeat || now.Sub(s.phased) >= filterWait {
+		case s.other.IsValid():
 			s.phase, s.phased = surveyMap, now
-			both.tries, port.tries = surveyTries, surveyTries
 			s.ask(now, netip.AddrPortFrom(s.home.Addr(), s.other.Port()), stun.Query{})
 			s.ask(now, netip.AddrPortFrom(s.other.Addr(), s.home.Port()), stun.Query{})
 			s.ask(now, s.other, stun.Query{})
+		default:
+			s.done = !s.pending()
 		}
+	case surveyFilter:
+		s.done = s.find(s.home, true, true).mapped.IsValid() || now.Sub(s.phased) >= filterWait
 	case surveyMap:
 		s.done = !s.pending()
 	}
@@ -216,9 +224,6 @@ func (s *Survey) Receive(now time.Time, from netip.AddrPort, b []byte) {
 		if q.ID != r.ID || q.mapped.IsValid() {
 			continue
 		}
-		if (q.ChangeIP || q.ChangePort) && s.phase != surveyFilter {
-			return // too late: by now our own questions have opened the filter
-		}
 		want := q.to
 		if q.ChangeIP {
 			want = netip.AddrPortFrom(s.other.Addr(), want.Port())
@@ -241,7 +246,7 @@ func (s *Survey) Receive(now time.Time, from netip.AddrPort, b []byte) {
 // Done reports whether the survey has ended.
 func (s *Survey) Done() bool { return s.done }
 
-// Facts returns what is known.
+// Facts returns what is known: Filtering from a filtering survey, the rest from a mapping survey.
 func (s *Survey) Facts() Facts {
 	var f Facts
 	var seen []*surveyQuery
@@ -268,9 +273,12 @@ func (s *Survey) Facts() Facts {
 		return f
 	}
 	f.Mapped = seen[0].mapped
-	f.Mapping = s.mapping(seen)
-	f.Step = portStep(f.Mapping, seen)
-	if s.other.IsValid() && s.phase == surveyMap && s.rtt+surveyRepeat < filterWait {
+	if !s.filter {
+		f.Mapping = s.mapping(seen)
+		f.Step = portStep(f.Mapping, seen)
+		return f
+	}
+	if s.phase == surveyFilter && s.rtt+surveyRepeat < filterWait {
 		f.Filtering = AddressAndPortDependent
 		if s.find(s.home, false, true).mapped.IsValid() {
 			f.Filtering = AddressDependent

@@ -37,14 +37,20 @@ type loop struct {
 	jobs     jobs
 	send     *sender
 
-	links   map[crypto.PublicKey]*link
-	byPeer  map[*peer]*link
-	waits   map[uint32]*link // our INITs under way
-	alarms  alarms
-	servers []*home
-	hosts   map[string]*serverHost
-	pings   map[[pingBody]byte]*ping
+	links      map[crypto.PublicKey]*link
+	byPeer     map[*peer]*link
+	waits      map[uint32]*link // our INITs under way
+	alarms     alarms
+	servers    []*home
+	hosts      map[string]*serverHost
+	proxies    Proxies
+	rung       atomic.Uint32 // relay.Rung by which a server was reached last
+	lastSocket uint16
+	pings      map[[pingBody]byte]*ping
 
+	facts      natt.Facts // of the last survey
+	surveyed   time.Time
+	surveying  bool
 	ifaces     []netip.Prefix
 	candidates []natt.Candidate
 	version    uint64        // of policies
@@ -286,6 +292,7 @@ func (l *loop) everyMinute(now instant) {
 		}
 	}
 	l.lookAtNetwork(now)
+	l.releaseSpare(now)
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 }
 
@@ -302,6 +309,7 @@ func (l *loop) lookAtNetwork(now instant) {
 	if !changed {
 		return
 	}
+	l.surveyAgain()
 	for _, h := range l.servers {
 		h.kick(now)
 	}
@@ -318,7 +326,7 @@ func (l *loop) lookAtNetwork(now instant) {
 func (l *loop) updateCandidates(now instant) {
 	c := natt.HostCandidates(l.ifaces, l.conn.LocalAddr().Port(), ipam.Prefix())
 	for _, h := range l.servers {
-		if a := h.machine.Observed(); a.IsValid() {
+		if a := h.machine.Observed(); a.IsValid() && !h.host.ladder.Rung().Stream() {
 			c = append(c, natt.Candidate{Kind: natt.Observed, Addr: a})
 		}
 	}
@@ -342,6 +350,7 @@ func (l *loop) shutdown() {
 	for _, h := range l.servers {
 		h.bye(now)
 	}
+	l.shutCarriers()
 }
 
 // jobs counts the work that runs beside the loop, so that Run ends after it.

@@ -153,7 +153,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 		plane: n.plane, log: n.log, id: n.cfg.Identity, store: n.store, secrets: sec, underlay: n.cfg.Underlay,
 		calls: make(chan func(instant)), done: make(chan struct{}), send: newSender(n.plane),
 		links: map[crypto.PublicKey]*link{}, byPeer: map[*peer]*link{}, waits: map[uint32]*link{},
-		hosts: map[string]*serverHost{}, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
+		hosts: map[string]*serverHost{}, proxies: n.cfg.Proxies, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
 	}
 	l.outbox = &outbox{loop: l, kick: make(chan struct{}, 1)}
 	var b [8]byte
@@ -218,6 +218,7 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 	}
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 	l.kickOutbox()
+	l.surveyAgain()
 }
 
 func (n *Node) watchNetwork(ctx context.Context, changes <-chan struct{}) error {

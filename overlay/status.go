@@ -35,6 +35,7 @@ type Status struct {
 type ServerStatus struct {
 	Server     string  `json:"server"` // HOST[:PORT]#KEY
 	State      string  `json:"state"`  // "registered", "connecting", "refused"
+	Via        string  `json:"via"`    // "udp", "udp-443", "tls", "proxy"
 	Observed   string  `json:"observed,omitempty"`
 	RTTMillis  float64 `json:"rtt_ms,omitempty"`
 	Claimed    bool    `json:"claimed"`
@@ -92,6 +93,21 @@ type Request struct {
 	Received    time.Time  `json:"received"`
 	Expires     *time.Time `json:"expires,omitempty"`
 	StateLost   bool       `json:"state_lost,omitempty"` // known key, state lost
+}
+
+// Netcheck says how this host is connected. Mapping and Filtering are
+// behaviours in the terms of RFC 4787: "none" (no translation), "endpoint-independent",
+// "address", "address-and-port", "no-udp", or "unknown" where no server with two
+// addresses answered.
+type Netcheck struct {
+	Mapping    string         `json:"mapping"`
+	Filtering  string         `json:"filtering"`
+	PortStep   int            `json:"port_step,omitempty"` // distance of the ports of a NAT that counts
+	Mapped     string         `json:"mapped,omitempty"`    // our address as the first server saw it
+	UDP        []uint16       `json:"udp"`                 // server ports that answered
+	UDPBlocked []uint16       `json:"udp_blocked"`         // server ports that were asked and did not
+	IPv6       bool           `json:"ipv6"`                // a public IPv6 address is there
+	Servers    []ServerStatus `json:"servers"`
 }
 
 // Pong is the answer of one tunnel ping.

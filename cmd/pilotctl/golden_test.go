@@ -117,6 +117,7 @@ func TestGolden(t *testing.T) {
 		{"resolve_contact", nil, []string{"resolve", strings.Replace(bobContact, "0200", "0900", 1)}},
 		{"resolve_nobody", nil, []string{"resolve", "dave"}},
 		{"resolve_nonsense", nil, []string{"resolve", "2001:db8::1"}},
+		{"netcheck", nil, []string{"netcheck"}},
 		{"whois", nil, []string{"whois", "[fd50:494c:4f54::200]:80"}},
 		{"whois_stranger", nil, []string{"whois", "fd50:494c:4f54::1"}},
 		{"whois_nonsense", nil, []string{"whois", "bob"}},

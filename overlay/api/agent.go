@@ -30,6 +30,8 @@ type Agent interface {
 
 	// Ping sends one ping through the tunnel and waits for its answer.
 	Ping(ctx context.Context, peer string, seq int) (overlay.Pong, error)
+	// Netcheck finds out how this host is connected; it takes half a second.
+	Netcheck(ctx context.Context) (overlay.Netcheck, error)
 	// Whois says which peer a source address, with or without a port, belongs to.
 	Whois(addr string) (overlay.Whois, error)
 }

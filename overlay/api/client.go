@@ -57,6 +57,11 @@ func (c *Client) Outgoing(ctx context.Context) (v []overlay.Request, err error) 
 	return v, c.get(ctx, "/v1/outgoing", &v)
 }
 
+// Netcheck finds out how the daemon's host is connected.
+func (c *Client) Netcheck(ctx context.Context) (v overlay.Netcheck, err error) {
+	return v, c.get(ctx, "/v1/netcheck", &v)
+}
+
 // Whois asks which peer a source address belongs to.
 func (c *Client) Whois(ctx context.Context, addr string) (v overlay.Whois, err error) {
 	return v, c.get(ctx, "/v1/whois?addr="+url.QueryEscape(addr), &v)

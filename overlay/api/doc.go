@@ -14,7 +14,7 @@
 // file permission, not a promise. Each call on the govern socket is logged with
 // the caller's process and user number where the kernel tells them.
 //
-//	use     GET  /v1/id  /v1/status  /v1/peers  /v1/pending  /v1/outgoing  /v1/whois?addr=IP[:PORT]
+//	use     GET  /v1/id  /v1/status  /v1/peers  /v1/pending  /v1/outgoing  /v1/whois?addr=IP[:PORT]  /v1/netcheck
 //	        POST /v1/request  /v1/wait  /v1/accept  /v1/revoke  /v1/ping
 //	govern  POST /v1/approve  /v1/reject  /v1/block  /v1/invite  /v1/down
 //

@@ -101,6 +101,7 @@ func (s *Server) handler(govern bool) http.Handler {
 	get("/v1/peers", func(*http.Request) (any, error) { return list(a.Peers()), nil })
 	get("/v1/pending", func(*http.Request) (any, error) { return requests(a.Pending()), nil })
 	get("/v1/outgoing", func(*http.Request) (any, error) { return requests(a.Outgoing()), nil })
+	get("/v1/netcheck", func(r *http.Request) (any, error) { return a.Netcheck(r.Context()) })
 	get("/v1/whois", func(r *http.Request) (any, error) { return a.Whois(r.URL.Query().Get("addr")) })
 
 	post(mux, "/v1/request", a.Request)

@@ -214,6 +214,14 @@ func (a *Agent) Ping(_ context.Context, peer string, seq int) (overlay.Pong, err
 	return overlay.Pong{Seq: seq, RTTMillis: 41.3, Path: "relay", Endpoint: "203.0.113.9:3478"}, nil
 }
 
+// Netcheck implements api.Agent.
+func (a *Agent) Netcheck(context.Context) (overlay.Netcheck, error) {
+	return overlay.Netcheck{
+		Mapping: "endpoint-independent", Filtering: "address-and-port", Mapped: "203.0.113.5:4242",
+		UDP: []uint16{443, 3478}, UDPBlocked: []uint16{}, Servers: a.Status().Servers,
+	}, nil
+}
+
 // Whois implements api.Agent.
 func (a *Agent) Whois(addr string) (overlay.Whois, error) {
 	if err := a.asked("whois", "%s", addr); err != nil {

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/pilotnet/pilot/overlay"
+)
+
+func (p *program) netcheckCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "netcheck",
+		Usage: "find out how this machine is connected: its NAT, UDP, servers",
+		Description: `Asks the home servers over STUN, from a socket of its own; takes half a second.
+How a NAT filters can only be found out with a server that listens on two
+addresses and two ports.`,
+		Action: func(c *cli.Context) error {
+			if _, err := arguments(c); err != nil {
+				return err
+			}
+			client, err := p.client(c)
+			if err != nil {
+				return err
+			}
+			n, err := client.Netcheck(c.Context)
+			if err != nil {
+				return err
+			}
+			return p.result(n, func(w io.Writer) { netcheckText(w, n) })
+		},
+	}
+}
+
+func netcheckText(w io.Writer, n overlay.Netcheck) {
+	switch {
+	case len(n.Servers) == 0:
+		fmt.Fprintln(w, "no home server to ask; add one: pilotctl up --server HOST#KEY")
+	case n.Mapping == "no-udp":
+		fmt.Fprintln(w, "no UDP gets through to any home server, or back")
+	case n.Mapping == "none":
+		fmt.Fprintln(w, "no NAT")
+	case n.Mapping == "address" || n.Mapping == "address-and-port":
+		fmt.Fprintln(w, "behind a hard NAT: it takes a new port for every destination")
+	case n.Mapping == "endpoint-independent":
+		fmt.Fprintln(w, "behind an easy NAT: it keeps one port for all destinations")
+	default:
+		fmt.Fprintln(w, "behind a NAT of unknown kind: no second server address to compare with")
+	}
+	step := ""
+	if n.PortStep != 0 {
+		step = fmt.Sprintf("%+d", n.PortStep)
+	}
+	ipv6 := "no"
+	if n.IPv6 {
+		ipv6 = "yes"
+	}
+	facts(w, "mapping", n.Mapping, "filtering", n.Filtering, "port step", step, "seen as", n.Mapped,
+		"udp answers", portList(n.UDP), "udp silent", portList(n.UDPBlocked), "public ipv6", ipv6)
+	for _, s := range n.Servers {
+		facts(w, "server", serverText(s))
+	}
+}
+
+func portList(ports []uint16) string {
+	var list []string
+	for _, p := range ports {
+		list = append(list, fmt.Sprint(p))
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,164 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pilotnet/pilot/natt"
+)
+
+// surveyPort is asked beside a server's own: networks that let out little let
+// out this.
+const surveyPort = 443
+
+// survey finds out how the NATs before this host behave, in half a second.
+func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPort) (natt.Facts, error) {
+	var local []netip.Addr
+	if ifaces, err := u.Interfaces(); err == nil {
+		for _, p := range ifaces {
+			local = append(local, p.Addr())
+		}
+	}
+	targets := servers
+	for _, s := range servers {
+		if s.Port() != surveyPort {
+			targets = append(targets, netip.AddrPortFrom(s.Addr(), surveyPort))
+		}
+	}
+	facts, err := runSurvey(ctx, u, clock, natt.NewMappingSurvey(clock.Now(), targets, local))
+	if err != nil || len(facts.UDP) == 0 {
+		return facts, err
+	}
+	// One after the other: a NAT that counts ports would be misread.
+	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), servers))
+	facts.Filtering = filtering.Filtering
+	return facts, err
+}
+
+// runSurvey drives one survey on a socket of its own.
+func runSurvey(ctx context.Context, u Underlay, clock Clock, s *natt.Survey) (natt.Facts, error) {
+	conn, err := u.ListenUDP(0)
+	if err != nil {
+		return natt.Facts{}, err
+	}
+	type answer struct {
+		from netip.AddrPort
+		b    []byte
+	}
+	answers := make(chan answer, 32)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m := []natt.Message{{Buf: make([]byte, natt.MaxRun)}}
+		for {
+			n, err := conn.ReadBatch(m)
+			if errors.Is(err, net.ErrClosed) || err != nil {
+				return
+			}
+			if n == 0 || m[0].N == 0 {
+				continue
+			}
+			size := m[0].Segment
+			if size <= 0 {
+				size = m[0].N
+			}
+			for b := m[0].Buf[:m[0].N]; len(b) > 0; b = b[min(size, len(b)):] {
+				select {
+				case answers <- answer{m[0].Addr, append([]byte(nil), b[:min(size, len(b))]...)}:
+				default: // an answer too many is lost like any datagram
+				}
+			}
+		}
+	}()
+	defer func() {
+		conn.Close()
+		<-ended
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for !s.Done() {
+		for _, d := range s.Advance(clock.Now()) {
+			_, _ = conn.WriteBatch([]natt.Message{{Buf: d.Data, Addr: d.To}}) // lost is unanswered
+		}
+		timer.Reset(max(s.Next().Sub(clock.Now()), time.Millisecond))
+		select {
+		case <-ctx.Done():
+			return natt.Facts{}, ctx.Err()
+		case a := <-answers:
+			s.Receive(clock.Now(), a.from, a.b)
+		case <-timer.C:
+		}
+	}
+	return s.Facts(), nil
+}
+
+// surveyAgain renews the facts beside the loop: at the start, and when the
+// network changed.
+func (l *loop) surveyAgain() {
+	var servers []netip.AddrPort
+	for _, h := range l.servers {
+		if a, ok := h.host.addr(); ok {
+			servers = append(servers, a)
+		}
+	}
+	if l.surveying || len(servers) == 0 {
+		return
+	}
+	l.surveying = true
+	l.jobs.do(func(ctx context.Context) {
+		f, err := survey(ctx, l.underlay, l.clock, servers)
+		l.post(func(now instant) {
+			l.surveying = false
+			if err == nil {
+				l.facts, l.surveyed = f, now.wall
+			}
+		})
+	})
+}
+
+// Netcheck finds out, anew, how this host is connected.
+func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
+	l := n.loop
+	var servers []netip.AddrPort
+	var r Netcheck
+	err := l.call(ctx, func(now instant) {
+		r.Servers = l.serverStatus(now)
+		for _, h := range l.servers {
+			if a, ok := h.host.addr(); ok {
+				servers = append(servers, a)
+			}
+		}
+	})
+	if err != nil {
+		return Netcheck{}, err
+	}
+	f, err := survey(ctx, n.cfg.Underlay, n.cfg.Clock, servers)
+	if err != nil {
+		return Netcheck{}, publicError(err)
+	}
+	_ = l.call(ctx, func(now instant) { l.facts, l.surveyed = f, now.wall }) // the facts are shown all the same
+	r.Mapping, r.Filtering, r.PortStep = f.Mapping.String(), f.Filtering.String(), f.Step
+	r.UDP, r.UDPBlocked = ports(f.UDP), ports(f.Blocked)
+	if f.Mapped.IsValid() {
+		r.Mapped = f.Mapped.String()
+	}
+	if len(servers) > 0 && len(f.UDP) == 0 {
+		r.Mapping, r.Filtering = "no-udp", "no-udp"
+	}
+	if ifaces, err := n.cfg.Underlay.Interfaces(); err == nil {
+		for _, c := range natt.HostCandidates(ifaces, 1, netip.Prefix{}) {
+			r.IPv6 = r.IPv6 || c.Addr.Addr().Is6() && !c.Addr.Addr().IsPrivate()
+		}
+	}
+	return r, nil
+}
+
+func ports(list []uint16) []uint16 {
+	if list == nil {
+		return []uint16{}
+	}
+	return list
+}
