@@ -156,7 +156,9 @@ func (i Invite) token() string {
 
 // ParseInvite reads a token, in upper or lower case.
 func ParseInvite(token string) (Invite, error) {
-	bad := func(why string) (Invite, error) { return Invite{}, fmt.Errorf("trust: invite token: %s", why) }
+	bad := func(why string) (Invite, error) {
+		return Invite{}, fmt.Errorf("trust: invite token: %w: %s", ErrInvite, why)
+	}
 	text, ok := strings.CutPrefix(strings.ToLower(strings.TrimSpace(token)), tokenPrefix)
 	if !ok {
 		return bad("does not begin with " + tokenPrefix)

@@ -39,6 +39,9 @@ func TestInvite(t *testing.T) {
 	if upper, err := ParseInvite(strings.ToUpper(token)); err != nil || upper.Secret != inv.Secret {
 		t.Fatal(err)
 	}
+	if _, err := ParseInvite(token[:len(token)-1]); !errors.Is(err, ErrInvite) {
+		t.Errorf("a token that was cut off: %v", err)
+	}
 	bob.reopen()
 	alice.ask(bob, "80,443", "7", with(inv))
 	mail := alice.mail(bob)
