@@ -10,6 +10,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 const maxToken = 8 << 10
@@ -53,7 +54,12 @@ func (p *program) accept(c *cli.Context, token string) error {
 	if err != nil {
 		return err
 	}
-	return p.awaitGrant(c.Context, client, r, c.Duration("wait"))
+	err = p.awaitGrant(c.Context, client, r, c.Duration("wait"))
+	if err != nil && api.AsError(err).Code == overlay.CodeTrustPending {
+		return api.AsError(err).WithHint("a token works once: if another agent used it before, ask for a new one; " +
+			"if the agent that invites is offline, it grants when it is back")
+	}
+	return err
 }
 
 // tokenArgument reads the token from where the argument says.
