@@ -8,7 +8,10 @@ import (
 	"testing"
 )
 
-const serverListen = "192.0.2.10:3478"
+const (
+	serverListen  = "192.0.2.10:3478"
+	serverMetrics = "127.0.0.1:9478"
+)
 
 // A server is a rendezvous server on rdv.
 type server struct {
@@ -31,7 +34,7 @@ func (l *lab) server(t *testing.T) *server {
 // start returns when the server has printed the line to paste.
 func (s *server) start(t *testing.T) {
 	t.Helper()
-	s.cmd = s.lab.on(t.Context(), "rdv", "pilotctl", "server", "run", "--listen", serverListen, "--state-dir", s.state)
+	s.cmd = s.lab.on(t.Context(), "rdv", "pilotctl", "server", "run", "--listen", serverListen, "--metrics", serverMetrics, "--state-dir", s.state)
 	if line := s.lab.ready(t, s.cmd); line != s.name {
 		t.Fatalf("the server says --server %s, want %s", line, s.name)
 	}
