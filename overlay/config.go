@@ -2,9 +2,11 @@ package overlay
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
@@ -41,10 +43,21 @@ type Config struct {
 	Version string
 	// Underlay is the network that the tunnels run on; nil: the host's.
 	Underlay Underlay
+	// Proxies lead to servers where nothing else does; zero: none.
+	Proxies Proxies
 	// Clock tells the time; nil: the host's.
 	Clock Clock
 	// Logger receives what an operator should know; nil for nobody.
 	Logger *slog.Logger
+}
+
+// Proxies says which HTTP proxies there are.
+type Proxies struct {
+	// Find is a function such as golang.org/x/net/http/httpproxy.Config.ProxyFunc
+	// returns. Nil: there is none.
+	Find func(*url.URL) (*url.URL, error)
+	// CA verifies HTTPS proxies; nil: the system's.
+	CA *x509.CertPool
 }
 
 // MaxServers is the number of home servers an agent registers with.

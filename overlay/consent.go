@@ -101,10 +101,7 @@ func (n *Node) cardFor(ctx context.Context, who string) (crypto.Card, ipam.Addr,
 func (n *Node) fetchCard(ctx context.Context, c ipam.Contact) (crypto.Card, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	b, err := relay.FetchCard(ctx, relay.DialConfig{
-		Server:      crypto.Server{Host: c.Host, Port: c.Port},
-		DialContext: n.cfg.Underlay.DialContext, Logger: n.log, Now: n.cfg.Clock.Now,
-	}, c.Fingerprint)
+	b, err := relay.FetchCard(ctx, n.loop.dialConfig(crypto.Server{Host: c.Host, Port: c.Port}), c.Fingerprint)
 	switch {
 	case errors.Is(err, relay.ErrNotFound):
 		return crypto.Card{}, Errorf(CodeNotFound, "%s knows no agent with fingerprint %s", c.HostPort(), c.Fingerprint).

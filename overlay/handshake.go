@@ -125,12 +125,13 @@ func (l *link) sendInit(now instant, msg []byte, tries int) {
 // server's addresses as they become known.
 type visitor struct {
 	*relay.Visitor
-	host *serverHost
+	host   *serverHost
+	way    natt.Path // by which the channel was opened, with its number
+	former natt.Path // the same before that, which still works for a while
 }
 
 func (v *visitor) open(now instant, l *loop, inner []byte) {
-	addr, ok := v.host.addr()
-	if !ok {
+	if _, ok := v.host.addr(); !ok {
 		l.resolve(v.host)
 		return
 	}
@@ -139,17 +140,23 @@ func (v *visitor) open(now instant, l *loop, inner []byte) {
 		l.log.Error("cannot open a relay channel", "err", err)
 		return
 	}
-	l.datagram(addr, b)
+	l.ask(now, v.host, b)
+}
+
+// came notes over which way the server answered.
+func (v *visitor) came(p natt.Path) {
+	p.Channel = v.Channel()
+	if p.Channel == 0 || p == v.way {
+		return
+	}
+	if p.Channel != v.way.Channel && v.way.Channel != 0 && v.host.current(p) {
+		v.former = v.way
+	}
+	v.way = p
 }
 
 // path is the channel as a path, if it is open.
-func (v *visitor) path() (natt.Path, bool) {
-	addr, ok := v.host.addr()
-	if !ok || v.Channel() == 0 {
-		return natt.Path{}, false
-	}
-	return natt.Path{Remote: addr, Channel: v.Channel()}, true
-}
+func (v *visitor) path() (natt.Path, bool) { return v.way, v.way.Channel != 0 }
 
 // response takes a RESP to our attempt.
 func (l *link) response(now instant, e event) {
@@ -229,6 +236,9 @@ func (l *link) relays(now instant) {
 	var paths []natt.Path
 	for _, leg := range l.legs {
 		if p, ok := leg.visitor.path(); ok && !leg.visitor.Stale() {
+			paths = append(paths, p)
+		}
+		if p := leg.visitor.former; p.Channel != 0 {
 			paths = append(paths, p)
 		}
 	}

@@ -21,6 +21,7 @@ type serverHost struct {
 	resolving bool
 	err       error
 	users     int
+	ways
 }
 
 const (
@@ -45,6 +46,7 @@ func (l *loop) host(s crypto.Server) *serverHost {
 		if ip, err := netip.ParseAddr(s.Host); err == nil {
 			h.addrs = []netip.Addr{ip.Unmap()}
 		}
+		h.ways = l.newWays(h)
 		l.hosts[name] = h
 	}
 	h.users++
@@ -91,6 +93,7 @@ func (l *loop) publishServers() {
 	for _, h := range l.hosts {
 		if a, ok := h.addr(); ok {
 			n.servers[a] = true
+			n.servers[netip.AddrPortFrom(a.Addr(), udpTLS)] = true
 		}
 	}
 	l.snapshot.Store(&n)
@@ -128,15 +131,17 @@ func (l *loop) newHome(s crypto.Server, takeover bool) *home {
 }
 
 func (h *home) kick(now instant) {
+	for _, o := range h.loop.hosts {
+		o.ladder.Changed(now.wall)
+		h.loop.climb(now, o)
+	}
 	h.machine.Kick(now.wall)
 	h.advance(now)
 }
 
 func (h *home) bye(now instant) {
 	if b := h.machine.Bye(now.wall); b != nil {
-		if addr, ok := h.host.addr(); ok {
-			h.loop.datagram(addr, b)
-		}
+		h.loop.toServer(h.host, b)
 	}
 }
 
@@ -144,12 +149,12 @@ func (h *home) bye(now instant) {
 // is wanted.
 func (h *home) advance(now instant) {
 	next := now.wall.Add(lookUpRetry)
-	if addr, ok := h.host.addr(); ok {
+	if _, ok := h.host.addr(); ok {
 		for _, b := range h.machine.Advance(now.wall) {
 			if h.since.IsZero() {
 				h.since = now.wall
 			}
-			h.loop.datagram(addr, b)
+			h.loop.ask(now, h.host, b)
 		}
 		h.events(now, h.machine.Events())
 		next = h.machine.Next()
@@ -236,12 +241,14 @@ func (l *loop) supersede(now instant) {
 
 // serverMessage gives a rendezvous server's datagram to whoever waits for it.
 func (l *loop) serverMessage(now instant, e event) {
-	from := e.path.Remote
 	for _, h := range l.servers {
-		if a, ok := h.host.addr(); !ok || a != from {
+		if !h.host.owns(e.path) {
 			continue
 		}
 		events, err := h.machine.Receive(now.wall, e.body)
+		if err == nil {
+			l.heard(now, h.host, e.path)
+		}
 		h.events(now, events)
 		h.advance(now)
 		if err == nil {
@@ -250,18 +257,24 @@ func (l *loop) serverMessage(now instant, e event) {
 	}
 	for _, k := range l.links {
 		for _, leg := range k.legs {
-			a, ok := leg.visitor.host.addr()
-			if !ok || a != from || leg.visitor.Receive(now.wall, e.body) != nil {
+			if !leg.visitor.host.owns(e.path) || leg.visitor.Receive(now.wall, e.body) != nil {
 				continue
 			}
+			leg.visitor.came(e.path)
+			l.heard(now, leg.visitor.host, e.path)
 			for _, b := range leg.visitor.Advance(now.wall) {
-				l.datagram(from, b)
+				l.datagramVia(e.path.Socket, e.path.Remote, b)
 			}
 			if leg.visitor.Stale() && k.active != nil {
 				leg.visitor.open(now, l, nil) // the server was restarted, or we moved
 			}
 			k.relays(now)
 			k.advance(now)
+			return
+		}
+	}
+	for _, h := range l.hosts {
+		if h.owns(e.path) && l.probed(now, h, e) {
 			return
 		}
 	}
@@ -295,10 +308,8 @@ func (h *home) control(now instant) {
 	h.mailDue = false
 	l := h.loop
 	static := l.secrets.registration
-	cfg := relay.DialConfig{
-		Server: h.host.server, Static: &static, Key: l.id.Key.Public(),
-		DialContext: l.underlay.DialContext, Logger: l.log, Now: l.clock.Now,
-	}
+	cfg := l.dialConfig(h.host.server)
+	cfg.Static, cfg.Key = &static, l.id.Key.Public()
 	l.jobs.do(func(ctx context.Context) {
 		warning, err := l.controlJob(ctx, cfg, claim, mail)
 		l.post(func(now instant) {

@@ -116,9 +116,7 @@ func (o *outbox) deliver(ctx context.Context) (empty bool) {
 func (o *outbox) put(ctx context.Context, s crypto.Server, m trust.Mail) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	c, err := relay.Dial(ctx, relay.DialConfig{
-		Server: s, DialContext: o.loop.underlay.DialContext, Logger: o.loop.log, Now: o.loop.clock.Now,
-	})
+	c, err := relay.Dial(ctx, o.loop.dialConfig(s))
 	if err != nil {
 		return err
 	}

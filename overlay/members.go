@@ -110,6 +110,7 @@ func (l *loop) expel(k *link) {
 func (l *loop) release(h *serverHost) {
 	if h.users--; h.users == 0 {
 		delete(l.hosts, h.server.String())
+		l.shut(h)
 		l.publishServers()
 	}
 }

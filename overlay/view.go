@@ -121,7 +121,10 @@ func (l *loop) serverStatus(now instant) []ServerStatus {
 	for _, h := range l.servers {
 		s := ServerStatus{
 			Server: h.host.server.String(), State: "connecting", Claimed: h.claimed, TLSWarning: h.tlsWarning,
-			RTTMillis: millis(h.machine.RTT()),
+			RTTMillis: millis(h.machine.RTT()), Via: h.host.ladder.Rung().String(),
+		}
+		if s.TLSWarning == "" {
+			s.TLSWarning = h.host.warning
 		}
 		if a := h.machine.Observed(); a.IsValid() {
 			s.Observed = a.String()
@@ -138,7 +141,7 @@ func (l *loop) serverStatus(now instant) []ServerStatus {
 		case h.host.err != nil && len(h.host.addrs) == 0:
 			s.Error = fmt.Sprintf("cannot resolve %s: %v", h.host.server.Host, h.host.err)
 		case s.State == "connecting" && !h.since.IsZero() && now.wall.Sub(h.since) > time.Second:
-			s.Error = "no answer over UDP from " + h.host.server.HostPort()
+			s.Error = h.host.unanswered()
 		}
 		list = append(list, s)
 	}

@@ -59,6 +59,10 @@ type Carrier struct {
 	queue []byte // datagrams that wait, each after its size
 	head  int    // where they begin in queue
 	more  chan struct{}
+	// writing says that the writer has some in hand; idle is for it to say that it
+	// has not any more.
+	writing bool
+	idle    chan struct{}
 }
 
 // DialCarrier opens a carrier to cfg.Server over a route. remote is the address
@@ -101,7 +105,7 @@ func newCarrier(ws *websocket.Conn, remote netip.AddrPort, limit int) *Carrier {
 	ws.SetReadLimit(1 << 17)
 	c := &Carrier{
 		ws: ws, remote: remote, limit: limit, since: time.Now(), in: bufio.NewReaderSize(nil, 16<<10),
-		writer: make(chan struct{}), more: make(chan struct{}, 1),
+		writer: make(chan struct{}), more: make(chan struct{}, 1), idle: make(chan struct{}, 1),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	go c.write()
@@ -145,6 +149,27 @@ func (c *Carrier) Close() error {
 	c.end(net.ErrClosed)
 	<-c.writer
 	return nil
+}
+
+// Drain waits until what was queued has gone to the stream, at most for d.
+func (c *Carrier) Drain(d time.Duration) {
+	late := time.NewTimer(d)
+	defer late.Stop()
+	for {
+		c.mu.Lock()
+		empty, done := len(c.queue) == 0 && !c.writing, c.idle
+		c.mu.Unlock()
+		if empty {
+			return
+		}
+		select {
+		case <-done:
+		case <-late.C:
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
 }
 
 // end closes the stream, once.
@@ -230,6 +255,12 @@ func (c *Carrier) take(dst []byte) []byte {
 			break
 		}
 		n += k
+	}
+	if c.writing = n > 0; !c.writing {
+		select {
+		case c.idle <- struct{}{}:
+		default:
+		}
 	}
 	dst = append(dst, c.queue[c.head:c.head+n]...)
 	if c.head += n; c.head == len(c.queue) {

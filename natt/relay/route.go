@@ -163,6 +163,7 @@ func race[T any](ctx context.Context, routes []Route, open func(context.Context,
 		err   error
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	results := make(chan result, len(routes))
 	started, ended := 0, 0
 	start := func() {
@@ -189,30 +190,30 @@ func race[T any](ctx context.Context, routes []Route, open func(context.Context,
 			}
 		case r := <-results:
 			ended++
-			if r.err == nil {
+			if r.err == nil || answered(r.err) { // the server's own word: no other way leads to another
 				go func() { // those that are still under way
-					defer cancel()
 					for range started - ended {
 						if late := <-results; late.err == nil {
 							discard(late.value)
 						}
 					}
 				}()
-				if started > ended {
-					cancel()
-				}
-				return r.value, nil
+				return r.value, r.err
 			}
 			errs = append(errs, r.err)
 			if started < len(routes) && ctx.Err() == nil {
 				start()
 				timer.Reset(RungWait)
 			} else if ended == started {
-				cancel()
 				return r.value, oneLine(errs)
 			}
 		}
 	}
+}
+
+// answered says whether an error is the server's own word.
+func answered(err error) bool {
+	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrBusy) || errors.Is(err, ErrServerKey)
 }
 
 // oneLine joins errors without line breaks; errors.Is finds each.
