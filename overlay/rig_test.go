@@ -25,6 +25,7 @@ type rig struct {
 	clock  *stillClock
 	out    *outbound
 	in     *inbound
+	spare  []byte // for again
 }
 
 func newRig(node uint32, device tun.Device) *rig {

@@ -264,6 +264,9 @@ func (s *sender) write() {
 // failed counts what the socket refused and tells the loop of a path that
 // became narrower.
 func (s *sender) failed(err error, from int) {
+	if err == nil {
+		return // before w, which lives on the heap
+	}
 	var w *natt.WriteError
 	if !errors.As(err, &w) {
 		return
