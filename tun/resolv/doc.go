@@ -1,7 +1,46 @@
-// Package resolv tells the resolver of the operating system the names of
-// peers. It does so through a managed block in the hosts file (usually
-// /etc/hosts, see hosts(5)), which every resolver of every libc reads. The set
-// of names is small: the peers that an agent trusts.
+// Package resolv tells the resolver of the operating system the names of peers.
+// A Manager does so by the first of these means that fits, goes over to another
+// when that changes, and takes back what it did when it ends:
+//
+//   - systemd-resolved, on Linux: it is told over D-Bus
+//     (org.freedesktop.resolve1(5)) to ask our resolver about two zones.
+//   - Files in /etc/resolver, on macOS (resolver(5)): the same for its resolver.
+//   - A managed block in the hosts file (usually /etc/hosts, see hosts(5)), which
+//     every resolver of every libc reads. The set of names is small: the peers
+//     that an agent trusts.
+//
+// It never takes over resolv.conf, and no program's question about any other
+// name ever comes our way. It runs no other program either: resolvconf and
+// openresolv, which can be spoken to in no other way, are left alone, and the
+// Status says so.
+//
+// # systemd-resolved
+//
+// It is used if it answers on the bus and programs here really ask it: every
+// nameserver of resolv.conf is its stub, 127.0.0.53; nsswitch.conf, where there
+// is one, does not keep glibc from asking; and the socket on port 53 of the stub
+// in our network namespace belongs to the user who has the name on the bus.
+// The last tells containers and namespaces that can reach the bus of the host:
+// there our interface number would mean an interface of somebody else. A
+// service that is not running is not started.
+//
+// The link of the device gets our resolver as server (SetLinkDNS), the zone of
+// names as routing-only domain, or as search domain if that is wanted, the
+// reverse zone as routing-only domain (SetLinkDomains), and no part in anything
+// else: no default route, LLMNR, multicast DNS, DNSSEC or DNS over TLS. Then a
+// name that our resolver always knows is asked for by way of the stub. If it
+// does not come through all is undone, and the next means is tried.
+//
+// All is done again when the service comes back on the bus (NameOwnerChanged),
+// and looked at every minute. No call may take longer than a second. The settings
+// belong to the link: they go away with it, however the process ends.
+//
+// # /etc/resolver
+//
+// One file for each zone, with the address of our resolver, and one named
+// search.pilot if bare names are to be looked up too. Each begins with a line
+// that says who made it, and a file without this line is not touched. What a
+// killed agent left is replaced or removed at its next start, or by RemoveFiles.
 //
 // # The block
 //

@@ -17,6 +17,12 @@ import (
 // (and a user namespace, for want of root), and reports whether this is that run.
 func inMountNamespace(t *testing.T) bool {
 	t.Helper()
+	return inNamespaces(t, unix.CLONE_NEWNS)
+}
+
+// inNamespaces is the same for a mount namespace and others.
+func inNamespaces(t *testing.T, flags uintptr) bool {
+	t.Helper()
 	const mark = "PILOT_TEST_MOUNT_NAMESPACE"
 	if os.Getenv(mark) == "1" {
 		must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
@@ -26,7 +32,7 @@ func inMountNamespace(t *testing.T) bool {
 	must(t, err)
 	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), mark+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
