@@ -12,6 +12,7 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/tun"
 )
 
@@ -39,6 +40,11 @@ type Config struct {
 	// Takeover makes this instance win over another one that runs with the same
 	// key.
 	Takeover bool
+	// Services are those at well-known ports; nil for none.
+	Services []services.Service
+	// Network is where services and published programs listen; nil: the kernel's
+	// sockets, on the device.
+	Network services.Network
 	// Version is told in Status.
 	Version string
 	// Underlay is the network that the tunnels run on; nil: the host's.

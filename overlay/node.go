@@ -36,6 +36,7 @@ type Node struct {
 	loop    *loop
 	store   *trust.Store
 	hosts   *resolv.Hosts
+	serving *serving
 	started time.Time
 	running atomic.Bool
 }
@@ -162,6 +163,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	l.instance = binary.BigEndian.Uint64(b[:])
 	l.minute.ring = l.everyMinute
 	n.loop = l
+	n.serving = n.newServing()
 }
 
 // Run carries traffic until ctx ends, and returns when every goroutine has
@@ -187,6 +189,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(newInbound(n.plane, n.plane.conn, 0).run)
 	g.Go(func() error { return l.outbox.run(ctx) })
 	g.Go(func() error { return n.publishNames(ctx) })
+	g.Go(func() error { n.serving.group.Run(ctx); return nil })
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
 		g.Go(func() error { return n.watchNetwork(ctx, changes) })
 	}

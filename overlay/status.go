@@ -27,6 +27,7 @@ type Status struct {
 	Device   DeviceStatus      `json:"device"`
 	Socket   SocketStatus      `json:"socket"`
 	Peers    []Peer            `json:"peers"`
+	Services []ServiceStatus   `json:"services"`
 	Drops    map[string]uint64 `json:"drops"`
 	Warnings []string          `json:"warnings,omitempty"`
 }

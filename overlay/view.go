@@ -70,7 +70,7 @@ func (n *Node) Status() Status {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is off by %v; set it", -n.loop.skew.Round(time.Second)))
 		}
 	})
-	s.Peers = n.Peers()
+	s.Peers, s.Services = n.Peers(), n.serviceStatus()
 	return s
 }
 
