@@ -36,7 +36,8 @@ type link struct {
 	acked   time.Duration // when we last sent for the sake of being heard
 	busy    time.Duration // when user data last flowed
 	doubted time.Duration // when the relays were last asked
-	gone    string        // why the peer is believed away, for status
+	hush    hush
+	gone    string // why the peer is believed away, for status
 }
 
 // A slotState is one pair state made ready for handshakes.
@@ -266,6 +267,12 @@ func (l *link) tick(now instant) {
 	rx, tx := l.rxPackets.Load(), l.txPackets.Load()
 	received, sent := rx != l.rx, tx != l.tx
 	l.rx, l.tx = rx, tx
+	if l.hush.fell(received) {
+		for _, h := range l.loop.servers {
+			h.machine.Probe(now.wall)
+			h.advance(now)
+		}
+	}
 	if received || sent {
 		l.busy = now.boot
 		l.agent.Active(now.wall, sent, received)

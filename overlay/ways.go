@@ -471,3 +471,27 @@ func (h *serverHost) unanswered() string {
 	}
 	return text
 }
+
+// A hush notices that a flow which only comes in has stopped. Its sender may have
+// ended it, or nothing reaches us any more; who does not send cannot tell, so the
+// home servers are asked, and by them the ladder learns that UDP is gone.
+type hush struct{ heard, silent int } // ticks
+
+const (
+	hushFlow  = 5 // ticks with packets that make a flow
+	hushTicks = 3 // without
+)
+
+// fell takes one tick, and reports whether silence has fallen.
+func (h *hush) fell(received bool) bool {
+	if received {
+		h.heard, h.silent = h.heard+1, 0
+		return false
+	}
+	if h.silent++; h.silent != hushTicks {
+		return false
+	}
+	flow := h.heard >= hushFlow
+	h.heard = 0
+	return flow
+}

@@ -34,6 +34,7 @@ type world struct {
 	dir    string
 	stop   func()
 	agents []*agent
+	extra  []uint16 // ports besides serverPort
 }
 
 // An agent is a node with what is around it.
@@ -65,9 +66,14 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) startServer() {
 	ready := make(chan struct{})
+	var conns []natt.PacketConn
+	var listeners []net.Listener
+	for _, port := range append([]uint16{serverPort}, w.extra...) {
+		conns, listeners = append(conns, w.server.Listen(port)), append(listeners, w.server.ListenTCP(port))
+	}
 	s, err := rendezvous.New(rendezvous.Config{
 		StateDir: w.dir, Key: w.key, Store: w.store, Public: w.server.Addr().String(),
-		UDP: []natt.PacketConn{w.server.Listen(serverPort)}, TCP: []net.Listener{w.server.ListenTCP(serverPort)},
+		UDP: conns, TCP: listeners,
 		Ready:  func(string) { close(ready) },
 		Limits: rendezvous.Limits{ClaimBits: 8, MailBits: 8},
 		Logger: testLogger(w.t, "server"),
