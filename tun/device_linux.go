@@ -36,6 +36,7 @@ type kernelDevice struct {
 	log     *slog.Logger
 	file    *os.File
 	raw     syscall.RawConn
+	probe   *probeRoute // nil: none was asked for
 
 	// Read's, and valid while it runs.
 	arena     []byte
@@ -169,6 +170,9 @@ func (d *kernelDevice) MTU() int         { return d.mtu }
 func (d *kernelDevice) BatchSize() int   { return batchSize }
 func (d *kernelDevice) Offload() Offload { return d.offload }
 func (d *kernelDevice) Close() error {
+	if d.probe != nil {
+		d.probe.close()
+	}
 	if err := d.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("tun: close %s: %w", d.name, err)
 	}
@@ -366,5 +370,22 @@ func open(c Config) (Device, error) {
 		d.Close()
 		return nil, err
 	}
+	if c.IPv6Probe.IsValid() {
+		d.probe, err = newProbeRoute(d.name, c.IPv6Probe, c.Address.Addr())
+		if err == nil {
+			err = d.probe.update()
+		}
+		if err != nil {
+			c.Logger.Warn("no route for programs that look whether there is IPv6", "error", err)
+		}
+	}
 	return d, nil
+}
+
+// Reroute implements Rerouter.
+func (d *kernelDevice) Reroute() error {
+	if d.probe == nil {
+		return nil
+	}
+	return d.probe.update()
 }

@@ -60,6 +60,10 @@
 // Linux 6.2) datagrams come one by one, and without the virtio header the device
 // itself cuts superpackets and completes checksums in Write.
 //
+// Chromium asks for IPv6 addresses only on hosts that have a route to one address
+// of the public Internet. Config.IPv6Probe puts a route to it into the device
+// where there is no other, and takes it away when the host gets one (Reroute).
+//
 // The device belongs to the network namespace of the thread that calls Open.
 //
 // # macOS

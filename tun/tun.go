@@ -110,6 +110,17 @@ type Device interface {
 	Close() error
 }
 
+// A Rerouter is a device that follows the host's other routes, for
+// Config.IPv6Probe. Reroute is to be called when they have changed.
+type Rerouter interface {
+	Reroute() error
+}
+
+// WellKnownProbe is the address that Chromium, and what is built on it, connects
+// a UDP socket to before it asks for IPv6 addresses of any name. On a host
+// without a route to it browsers find no peer by name.
+func WellKnownProbe() netip.Addr { return netip.MustParseAddr("2001:4860:4860::8888") }
+
 // A Config says what device Open makes.
 type Config struct {
 	// Name of the interface; empty lets the system choose.
@@ -118,6 +129,11 @@ type Config struct {
 	Address netip.Prefix
 	// Route is the prefix that the host reaches through the device.
 	Route netip.Prefix
+	// IPv6Probe, if valid, is an address outside Route by which programs judge
+	// whether this host has IPv6 at all (see WellKnownProbe). On Linux a route to
+	// it leads into the device as long as the host has none of its own; what
+	// comes to it is for the owner of the device to refuse.
+	IPv6Probe netip.Addr
 	// MTU of the interface.
 	MTU int
 	// Without names offloads to leave unused even where the kernel has them.
@@ -134,6 +150,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("tun: route %v: want an IPv6 prefix", c.Route)
 	case c.MTU < MinMTU || c.MTU > MaxMTU:
 		return fmt.Errorf("tun: MTU %d: want %d to %d, IPv6 does not work below", c.MTU, MinMTU, MaxMTU)
+	}
+	if p := c.IPv6Probe; p.IsValid() && (!p.Is6() || p.Is4In6() || p.Zone() != "" || c.Route.Contains(p)) {
+		return fmt.Errorf("tun: IPv6 probe %v: want an IPv6 address outside %v", p, c.Route)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
