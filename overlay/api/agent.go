@@ -34,6 +34,11 @@ type Agent interface {
 	Netcheck(ctx context.Context) (overlay.Netcheck, error)
 	// Whois says which peer a source address, with or without a port, belongs to.
 	Whois(addr string) (overlay.Whois, error)
+
+	// Serve publishes a program of this machine, Unserve ends that.
+	Serve(ctx context.Context, o overlay.ServeOptions) (overlay.Served, error)
+	Unserve(ctx context.Context, port uint16) error
+	Served() []overlay.Served
 }
 
 // The bodies of calls that have no options type in package overlay.
@@ -54,6 +59,9 @@ type (
 		Peer    string        `json:"peer"`
 		Seq     int           `json:"seq"`
 		Timeout time.Duration `json:"timeout"` // at most a minute; default 5 s
+	}
+	unserveBody struct {
+		Port uint16 `json:"port"`
 	}
 	inviteAnswer struct {
 		Token string `json:"token"`

@@ -120,6 +120,10 @@ func TestGolden(t *testing.T) {
 		{"outgoing", d.socket, "GET", "/v1/outgoing", ""},
 		{"whois", d.socket, "GET", "/v1/whois?addr=%5Bfd50:494c:4f54::200%5D:4711", ""},
 		{"whois_stranger", d.socket, "GET", "/v1/whois?addr=::1", ""},
+		{"served", d.socket, "GET", "/v1/served", ""},
+		{"serve", d.socket, "POST", "/v1/serve", `{"kind":"http","target":"3000","port":80}`},
+		{"unserve", d.socket, "POST", "/v1/unserve", `{"port":80}`},
+		{"unserve_nothing", d.socket, "POST", "/v1/unserve", `{"port":81}`},
 		{"request", d.socket, "POST", "/v1/request", `{"contact":"0:0000.0000.0200#x@rdv","reason":"r"}`},
 		{"wait", d.socket, "POST", "/v1/wait", `{"fingerprint":"` + apitest.BobFingerprint + `"}`},
 		{"accept", d.socket, "POST", "/v1/accept", `{"token":"t"}`},
@@ -195,12 +199,22 @@ func TestClient(t *testing.T) {
 	if _, err := d.Whois(ctx, "[fd50:494c:4f54::200]:80"); err != nil {
 		t.Error(err)
 	}
+	if s, err := d.Serve(ctx, overlay.ServeOptions{Kind: "http", Target: "3000", Port: 80, Allow: []string{"bob"}}); err != nil || s.Port != 80 {
+		t.Error(s, err)
+	}
+	if s, err := d.Served(ctx); err != nil || len(s) != 3 {
+		t.Error(s, err)
+	}
+	if err := d.Unserve(ctx, 80); err != nil {
+		t.Error(err)
+	}
 	if got := code(t, d.Revoke(ctx, "nobody")); got != overlay.CodeNotFound {
 		t.Errorf("revoke of nobody: %q", got)
 	}
 	want := []string{
 		`approve carol as="c" ports=80 ttl=1h0m0s`, `invite ports="80" ttl=1h0m0s for="" name=""`,
-		"revoke bob", "reject carol", "block carol", "whois [fd50:494c:4f54::200]:80", "revoke nobody",
+		"revoke bob", "reject carol", "block carol", "whois [fd50:494c:4f54::200]:80",
+		`serve http 3000 port=80 allow=["bob"]`, "unserve 80", "revoke nobody",
 	}
 	if diff := cmp.Diff(want, d.agent.Calls()); diff != "" {
 		t.Error(diff)

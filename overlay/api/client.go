@@ -92,6 +92,22 @@ func (c *Client) Ping(ctx context.Context, peer string, seq int, timeout time.Du
 	return v, c.post(ctx, c.socket, "/v1/ping", pingBody{Peer: peer, Seq: seq, Timeout: timeout}, &v)
 }
 
+// Serve publishes a program of this machine on the agent's address, or changes
+// whom it is for.
+func (c *Client) Serve(ctx context.Context, o overlay.ServeOptions) (v overlay.Served, err error) {
+	return v, c.post(ctx, c.socket, "/v1/serve", o, &v)
+}
+
+// Unserve ends a publication.
+func (c *Client) Unserve(ctx context.Context, port uint16) error {
+	return c.post(ctx, c.socket, "/v1/unserve", unserveBody{Port: port}, nil)
+}
+
+// Served lists what is published.
+func (c *Client) Served(ctx context.Context) (v []overlay.Served, err error) {
+	return v, c.get(ctx, "/v1/served", &v)
+}
+
 // Approve grants a request. Like the calls below it needs the govern socket.
 func (c *Client) Approve(ctx context.Context, o overlay.ApproveOptions) (v overlay.TrustResult, err error) {
 	return v, c.post(ctx, GovernPath(c.socket), "/v1/approve", o, &v)

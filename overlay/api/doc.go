@@ -15,10 +15,13 @@
 // the caller's process and user number where the kernel tells them.
 //
 //	use     GET  /v1/id  /v1/status  /v1/peers  /v1/pending  /v1/outgoing  /v1/whois?addr=IP[:PORT]  /v1/netcheck
-//	        POST /v1/request  /v1/wait  /v1/accept  /v1/revoke  /v1/ping
+//	             /v1/served
+//	        POST /v1/request  /v1/wait  /v1/accept  /v1/revoke  /v1/ping  /v1/serve  /v1/unserve
 //	govern  POST /v1/approve  /v1/reject  /v1/block  /v1/invite  /v1/down
 //
-// Revoking is a matter of use: it only ever takes exposure away.
+// Revoking is a matter of use: it only ever takes exposure away. So is serving: a
+// published program is reached by those peers only whose grants, a matter of
+// govern, include its port.
 //
 // # Messages
 //

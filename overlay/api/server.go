@@ -112,6 +112,12 @@ func (s *Server) handler(govern bool) http.Handler {
 	post(mux, "/v1/revoke", onPeer(a.Revoke))
 	post(mux, "/v1/ping", s.ping)
 
+	get("/v1/served", func(*http.Request) (any, error) { return list(a.Served()), nil })
+	post(mux, "/v1/serve", a.Serve)
+	post(mux, "/v1/unserve", func(ctx context.Context, in unserveBody) (struct{}, error) {
+		return struct{}{}, a.Unserve(ctx, in.Port)
+	})
+
 	governed := func(path string, register func(mux *http.ServeMux, path string)) {
 		if govern {
 			inner := http.NewServeMux()
@@ -250,7 +256,7 @@ func list[T any](s []T) []T {
 }
 
 func filled(s overlay.Status) overlay.Status {
-	s.Requests, s.Servers, s.Peers = requests(s.Requests), list(s.Servers), list(s.Peers)
+	s.Requests, s.Servers, s.Peers, s.Services = requests(s.Requests), list(s.Servers), list(s.Peers), list(s.Services)
 	if s.Drops == nil {
 		s.Drops = map[string]uint64{}
 	}

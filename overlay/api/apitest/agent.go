@@ -18,6 +18,7 @@ import (
 type Agent struct {
 	Me       overlay.Status
 	Sent     []overlay.Request
+	Offered  []overlay.Served
 	Answers  map[string]error // by method name in lower case: that call fails so
 	Granted  bool             // Wait returns at once
 	DirectAt int              // from this ping on the path is direct
@@ -66,12 +67,22 @@ func New() *Agent {
 				Path: "relay", Endpoint: "203.0.113.9:3478", RTTMillis: 41.3, Budget: 1200,
 				RxBytes: 123_456_789, TxBytes: 2048, LastSeen: &seen, WhyNot: "both NATs map per destination",
 			}},
-			Drops: map[string]uint64{"unknown_tag": 3},
+			Drops:    map[string]uint64{"unknown_tag": 3},
+			Services: []overlay.ServiceStatus{{Name: "echo", Port: 7, State: "running"}},
 		},
 		Sent: []overlay.Request{{
 			Fingerprint: BobFingerprint, Address: "0:0000.0000.0200", Name: "bob", Ports: "8080", Offer: "7",
 			Reason: "weekly report", Direction: "out", Received: start,
 		}},
+		Offered: []overlay.Served{
+			{Kind: "http", Target: "localhost:3000", Port: 80, URL: "http://alice.pilot.internal:80/", State: "listening",
+				Allow: []string{}, Peers: []string{"bob"}, NoGrant: []string{}},
+			{Kind: "tcp", Target: "localhost:5432", Port: 5432, URL: "alice.pilot.internal:5432", State: "waiting",
+				Error: "port 5432 is taken: postgres (process 99) listens on [::]:5432", Allow: []string{"bob"}, Peers: []string{}, NoGrant: []string{"bob"}},
+			{Kind: "a2a", Target: "localhost:9999", Port: 9999, URL: "http://alice.pilot.internal:9999/", State: "listening",
+				Warning: "the agent card is signed and is served as it is: let the program itself put the overlay URL into it",
+				Allow:   []string{}, Peers: []string{}, NoGrant: []string{}},
+		},
 		Answers: map[string]error{},
 	}
 }
@@ -234,3 +245,32 @@ func (a *Agent) Whois(addr string) (overlay.Whois, error) {
 	}
 	return overlay.Whois{}, overlay.Errorf(overlay.CodeNotFound, "%s is no peer of this agent", addr)
 }
+
+// Serve implements api.Agent: it answers with what Offered has of that kind.
+func (a *Agent) Serve(_ context.Context, o overlay.ServeOptions) (overlay.Served, error) {
+	if err := a.asked("serve", "%s %s port=%d allow=%q", o.Kind, o.Target, o.Port, o.Allow); err != nil {
+		return overlay.Served{}, err
+	}
+	for _, s := range a.Offered {
+		if s.Kind == o.Kind {
+			return s, nil
+		}
+	}
+	return overlay.Served{}, overlay.Errorf(overlay.CodeInvalidArgument, "kind %q: want http, tcp, mcp or a2a", o.Kind)
+}
+
+// Unserve implements api.Agent.
+func (a *Agent) Unserve(_ context.Context, port uint16) error {
+	if err := a.asked("unserve", "%d", port); err != nil {
+		return err
+	}
+	for _, s := range a.Offered {
+		if s.Port == port {
+			return nil
+		}
+	}
+	return overlay.Errorf(overlay.CodeNotFound, "nothing is published on port %d", port).WithHint("pilotctl serve list")
+}
+
+// Served implements api.Agent.
+func (a *Agent) Served() []overlay.Served { return a.Offered }
