@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -109,5 +110,38 @@ func TestTagShared(t *testing.T) {
 	}
 	if len(table.slots) != 0 || len(table.all) != 0 {
 		t.Errorf("%d tags, %d pair states left", len(table.slots), len(table.all))
+	}
+}
+
+// The filter grows with the table, and loses what left it.
+func TestTagFilter(t *testing.T) {
+	table := newTagTable()
+	table.advance(1000)
+	var all []*knock
+	for i := range byte(100) {
+		k, _ := testKnock(t, i)
+		table.add(k)
+		all = append(all, k)
+	}
+	set := func() (n int) {
+		for i := range *table.bits.Load() {
+			n += bits.OnesCount64((*table.bits.Load())[i].Load())
+		}
+		return n
+	}
+	for _, k := range all {
+		if !slices.Contains(table.find(k.pair.InboundTag(1000)), k) {
+			t.Fatal("a tag is not found")
+		}
+	}
+	if n, size := set(), len(*table.bits.Load())*64; n < 2400 || n > 2500 || n*tagBitsFree > size {
+		t.Errorf("%d of %d bits for 2500 tags", n, size)
+	}
+	for _, k := range all[1:] {
+		table.remove(k)
+	}
+	table.advance(1001)
+	if n := set(); n != 25 {
+		t.Errorf("%d bits for 25 tags", n)
 	}
 }
