@@ -41,6 +41,9 @@ func (a *Agent) probe() {
 		}
 	}
 	for _, r := range a.routes {
+		for r.probes.opens(a.now) {
+			a.open(r)
+		}
 		if r.probes.advance(a.now) || due(r) {
 			a.challenge(r, 0)
 		}

@@ -26,8 +26,9 @@ package natt
 // # From relay to direct
 //
 // When the first path is connected, ActCandidates sends our addresses to the peer, inside the session. Whoever receives
-// a list answers with its own (unless it has done so) and challenges every address of it at 0, 20, 60, 140 and 300 ms.
-// Both sides therefore send at nearly the same time and each opens its own NAT for the other. A challenge from an
+// a list answers with its own (unless it has done so), sends to every public address of it two packets that open our NATs
+// but die before the peer's (opener.go), and challenges every address at 0, 20, 60, 140 and 300 ms, counted from when the
+// peer must have opened its NATs too. Both sides therefore send at nearly the same time, into NATs that are open. A challenge from an
 // address that we did not know (the peer behind a NAT that picks ports) is answered there and challenged in turn. When
 // a direct path has answered, ActUse names it together with the old one, for one round trip (20 ms to 500 ms), and
 // then alone: nothing is lost, and reordering lasts no longer than the round trips differ.
@@ -84,11 +85,12 @@ const (
 	ActChallenge ActionKind = iota + 1
 	// ActResponse: return Token over Path, in a small frame.
 	ActResponse
-	// ActCandidates: send Candidates to the peer in the session, the way data goes.
+	// ActCandidates: send Candidates, Traits and Pool to the peer in the session, the way data goes.
 	ActCandidates
 	// ActUse: from now on data goes over Path, and a copy over Also unless it is zero; no frame larger than Budget.
 	ActUse
-	// ActPunch: send a packet to Path that opens our NAT but does not arrive. Reserved; not asked for yet.
+	// ActPunch: send a packet to Path that opens our NAT but does not arrive: its time to live is TTL. Owners that cannot
+	// do that do nothing.
 	ActPunch
 	// ActLost: no path answers any more. Path stays in use until the next ActUse, but the owner should try to reach
 	// the peer anew, with a handshake wherever the peer may be.
@@ -103,6 +105,9 @@ type Action struct {
 	Token      Token       // ActChallenge, ActResponse
 	Size       int         // ActChallenge
 	Candidates []Candidate // ActCandidates; not to be changed
+	Traits     Traits      // ActCandidates
+	Pool       Pool        // ActCandidates
+	TTL        int         // ActPunch
 	Budget     int         // ActUse
 }
 
@@ -145,6 +150,8 @@ type Agent struct {
 	links     []netip.Prefix
 	local     []Candidate
 	remote    []Candidate // the peer's last list, before any filter
+	traits    Traits      // of our NATs
+	theirs    Traits      // of the peer's
 	routes    []*route
 	responses []Action
 	actions   []Action // asked for since the last Advance
@@ -193,6 +200,19 @@ func (a *Agent) SetLocal(now time.Time, c []Candidate) {
 	}
 }
 
+// SetTraits tells the agent how the NATs before us behave. The peer is told.
+func (a *Agent) SetTraits(now time.Time, t Traits) {
+	a.at(now)
+	if t == a.traits {
+		return
+	}
+	a.traits = t
+	a.rounds.told = false
+	if a.connected {
+		a.rounds.start = true
+	}
+}
+
 // Links tells the agent the addresses of our interfaces with the length of their networks, as Interfaces returns them.
 // A peer's private address is tried only if it is on one of these networks.
 func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
@@ -202,6 +222,12 @@ func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
 	}
 	a.links = slices.Clone(ifaces)
 	a.list()
+}
+
+// SetOffer tells the agent that the peer's offer arrived in the session.
+func (a *Agent) SetOffer(now time.Time, o Offer) {
+	a.theirs = o.Traits
+	a.SetRemote(now, o.Candidates)
 }
 
 // SetRemote tells the agent that the peer's list of addresses arrived in the session.
@@ -214,12 +240,12 @@ func (a *Agent) SetRemote(now time.Time, c []Candidate) {
 	}
 	switch {
 	case !a.direct():
-		a.burst(func(r *route) bool { return r.listed || a.recent(r) })
+		a.burst(a.goAfter(), func(r *route) bool { return r.listed || a.recent(r) })
 		if a.follow() {
 			a.rounds.told = false // it may have been lost
 		}
 	case len(fresh) > 0:
-		a.burst(func(r *route) bool { return slices.Contains(fresh, r) })
+		a.burst(a.goAfter(), func(r *route) bool { return slices.Contains(fresh, r) })
 	}
 	if !a.rounds.told {
 		a.tell()
@@ -273,7 +299,7 @@ func (a *Agent) Connected(now time.Time, p Path) {
 				a.challenge(o, 0)
 			}
 		}
-		a.burst(func(r *route) bool { return r.listed })
+		a.burst(a.relayRTT(), func(r *route) bool { return r.listed })
 	}
 	if r != a.use.route {
 		a.suspect()
@@ -332,7 +358,7 @@ func (a *Agent) meet(r *route) {
 			a.challenge(r, 0)
 		}
 	case !r.probes.running():
-		r.probes.begin(a.now)
+		r.probes.begin(a.now, 0)
 	case a.now.Sub(r.asked) >= burstTimes[1]:
 		a.challenge(r, 0) // a triggered check: the peer's NAT is open for us now
 	}
@@ -445,7 +471,7 @@ func (a *Agent) recheck() {
 			a.challenge(r, 0)
 		}
 	}
-	a.burst(func(r *route) bool { return r.listed })
+	a.burst(a.relayRTT(), func(r *route) bool { return r.listed })
 	if r := a.use.route; r != nil {
 		a.watch = watch{phase: doubt, next: a.now}
 		a.use.climb(a.now)

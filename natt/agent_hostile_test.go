@@ -279,7 +279,7 @@ func TestWhyNotDirect(t *testing.T) {
 		{"private", public, private, true, 0, "none of the peer's 1 address can be tried"},
 		{"families", public, six, true, 0, "we have only IPv4 addresses and the peer only IPv6"},
 		{"trying", public, public, true, 50 * ms, "trying 1 address now"},
-		{"filtered", public, public, true, 900 * ms, "no answer to 5 probes at 1 address"},
+		{"filtered", public, public, true, 900 * ms, "no answer to 7 probes at 1 address"},
 		{"idle", public, public, true, 20 * time.Second, "when there is traffic"},
 	} {
 		a := NewAgent(AgentConfig{Controlling: true})

@@ -117,7 +117,7 @@ type packet struct {
 	size  int
 	seq   int
 	token Token
-	list  []Candidate
+	offer Offer
 }
 
 type event struct {
@@ -315,7 +315,9 @@ func (n *node) step() {
 		case ActResponse:
 			n.send(act.Path, packet{kind: pktResponse, token: act.Token, size: 80})
 		case ActCandidates:
-			n.data(packet{kind: pktCandidates, list: act.Candidates, size: 200})
+			n.data(packet{kind: pktCandidates, offer: Offer{act.Candidates, act.Traits, act.Pool}, size: 200})
+		case ActPunch:
+			n.nat.out(n.w.now, act.Path.Remote) // and no further
 		case ActUse:
 			n.use = act
 			n.changes = append(n.changes, act)
@@ -401,11 +403,11 @@ func (n *node) receive(p Path, pkt packet) {
 	case pktResponse:
 		n.agent.Responded(now, p, pkt.token)
 	case pktCandidates:
-		list, err := ParseCandidates(AppendCandidates(nil, pkt.list))
+		offer, err := ParseOffer(AppendOffer(nil, pkt.offer))
 		if err != nil {
 			n.w.t.Fatal(err)
 		}
-		n.agent.SetRemote(now, list)
+		n.agent.SetOffer(now, offer)
 	case pktData:
 		if n.seen[pkt.seq] {
 			n.duplicate++ // the replay window drops it

@@ -20,7 +20,8 @@ type mmsghdr struct {
 	len uint32
 }
 
-// control holds the control messages of one message: a segment size (24 bytes at most) and a packet info (40).
+// control holds the control messages of one message: a segment size or a time to live (24 bytes at most) and a packet
+// info (40).
 type control [8]uint64
 
 // slots are the headers that a batch needs. They hold pointers into themselves and must not move.
@@ -143,13 +144,26 @@ type writer struct {
 	used  int
 	next  int // first slot not handed over yet
 	count int // slots handed over by the last call
+	ttl   int // of all, 0: the system's
 	errno syscall.Errno
 	call  func(fd uintptr) // try, bound once
 	park  func(fd uintptr) bool
 	fail  *WriteError
 }
 
-func (c *linuxConn) WriteBatch(m []Message) (int, error) {
+func (c *linuxConn) WriteBatch(m []Message) (int, error) { return c.writeBatch(m, 0) }
+
+// WriteTTL implements TTLWriter.
+func (c *linuxConn) WriteTTL(m []Message, ttl int) (int, error) {
+	single := make([]Message, len(m))
+	for i, o := range m {
+		o.Segment = 0 // there is no place for both control messages
+		single[i] = o
+	}
+	return c.writeBatch(single, ttl)
+}
+
+func (c *linuxConn) writeBatch(m []Message, ttl int) (int, error) {
 	var w *writer
 	select {
 	case w = <-c.writers:
@@ -158,6 +172,7 @@ func (c *linuxConn) WriteBatch(m []Message) (int, error) {
 		w.slots.init()
 		w.call, w.park = w.try, w.wait
 	}
+	w.ttl = ttl
 	err := w.write(m)
 	n := len(m)
 	if w.fail != nil {
@@ -235,6 +250,13 @@ func (w *writer) queue(i int, m *Message, b []byte, step int) {
 	if step > 0 {
 		data := appendCmsg(ctl, &used, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
 		binary.NativeEndian.PutUint16(data, uint16(step))
+	}
+	if w.ttl > 0 { // an AF_INET6 socket takes the IPv4 option for mapped addresses
+		level, option := int32(unix.IPPROTO_IP), int32(unix.IP_TTL)
+		if !m.Addr.Addr().Is4() {
+			level, option = unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT
+		}
+		binary.NativeEndian.PutUint32(appendCmsg(ctl, &used, level, option, 4), uint32(w.ttl))
 	}
 	if local := m.Local; w.conn.pktinfo && local.IsValid() {
 		if w.conn.ipv6 { // understood for mapped IPv4 addresses too

@@ -49,6 +49,12 @@ type PacketConn interface {
 	Close() error
 }
 
+// A TTLWriter is a PacketConn that can send packets which die on the way.
+type TTLWriter interface {
+	// WriteTTL is WriteBatch with a time to live (hop limit), 1 to 255. Every message is one datagram.
+	WriteTTL(m []Message, ttl int) (n int, err error)
+}
+
 // Offload says what a PacketConn hands to the kernel. All of it is invisible to the caller except in speed.
 type Offload struct {
 	GSO   bool // a run leaves in one piece (UDP_SEGMENT)

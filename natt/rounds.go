@@ -15,6 +15,7 @@ var roundPauses = [...]time.Duration{time.Second, 5 * time.Second, 30 * time.Sec
 type rounds struct {
 	told      bool // the peer was sent our list as it is
 	sent      bool // and some list before
+	sentAt    time.Time
 	start     bool // a round is to start now
 	heardPeer bool // a challenge came from one of the peer's own addresses since our list left
 	next      int  // pause after the next round
@@ -62,7 +63,10 @@ func (a *Agent) tell() {
 
 func (a *Agent) sendList() {
 	if r := a.use.route; r != nil {
-		a.actions = append(a.actions, Action{Kind: ActCandidates, Path: r.path, Candidates: a.local})
+		a.rounds.sentAt = a.now
+		a.actions = append(a.actions, Action{
+			Kind: ActCandidates, Path: r.path, Candidates: a.local, Traits: a.traits,
+		})
 	}
 }
 
@@ -86,7 +90,7 @@ func (a *Agent) round() {
 		a.count()
 		a.tell()
 		if !a.direct() {
-			a.burst(func(r *route) bool { return r.listed || a.recent(r) })
+			a.burst(a.relayRTT()+goMargin, func(r *route) bool { return r.listed || a.recent(r) })
 		}
 	}
 	if !o.again.IsZero() && !o.again.After(a.now) {

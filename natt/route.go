@@ -166,18 +166,35 @@ var burstTimes = [...]time.Duration{0, 20 * time.Millisecond, 60 * time.Millisec
 
 // probes is the burst that runs on a route.
 type probes struct {
-	start time.Time // zero: none
-	step  int
+	start  time.Time // of the challenges; zero: none
+	step   int
+	begun  time.Time // of the openers
+	opened int       // openers sent
 }
 
-func (p *probes) running() bool       { return !p.start.IsZero() }
-func (p *probes) begin(now time.Time) { *p = probes{start: now} }
-func (p *probes) stop()               { *p = probes{} }
+func (p *probes) running() bool { return !p.start.IsZero() }
+func (p *probes) stop()         { *p = probes{} }
 
-// next is when the next challenge leaves; zero if none does.
+// begin starts a burst of challenges, without openers unless there is time for them.
+func (p *probes) begin(now time.Time, after time.Duration) {
+	*p = probes{start: now.Add(after), begun: now}
+	if after == 0 {
+		p.opened = len(openerTTL)
+	}
+}
+
+// opens reports whether an opener leaves now.
+func (p *probes) opens(now time.Time) bool {
+	return p.running() && p.opened < len(openerTTL) && !p.next().After(now)
+}
+
+// next is when the next packet leaves; zero if none does.
 func (p *probes) next() time.Time {
 	if !p.running() {
 		return time.Time{}
+	}
+	if p.opened < len(openerTTL) {
+		return p.begun.Add(time.Duration(p.opened) * openerPause)
 	}
 	return p.start.Add(burstTimes[p.step])
 }
@@ -322,12 +339,17 @@ func (a *Agent) challenge(r *route, size int) bool {
 	return true
 }
 
-// burst starts a burst on the routes chosen that are not known to work.
-func (a *Agent) burst(chosen func(*route) bool) {
+// burst starts a burst on the routes chosen that are not known to work: openers now, and challenges after a while where a
+// NAT may have to be opened.
+func (a *Agent) burst(after time.Duration, chosen func(*route) bool) {
 	for _, r := range a.routes {
 		if r.path.Relayed() || !chosen(r) || r.probes.running() || r.validated && a.now.Sub(r.confirmed) < freshFor {
 			continue
 		}
-		r.probes.begin(a.now)
+		if translated(r.path.Remote) {
+			r.probes.begin(a.now, after)
+		} else {
+			r.probes.begin(a.now, 0)
+		}
 	}
 }

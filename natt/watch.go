@@ -50,7 +50,8 @@ func (w *watch) answered() { *w = watch{} }
 // use different paths, the challenges of one are hints for the other.
 func (a *Agent) suspect() {
 	r := a.use.route
-	if r == nil || !a.flowing() || a.now.Sub(a.hinted) < hintPause || a.now.Sub(r.asked) < r.rtt.timeout() {
+	if r == nil || !a.flowing() || a.now.Sub(a.hinted) < hintPause || a.now.Sub(r.asked) < r.rtt.timeout() ||
+		a.now.Sub(r.confirmed) < r.rtt.timeout() { // such a hint is older than the answer
 		return
 	}
 	a.hinted = a.now

@@ -13,7 +13,8 @@
 //
 // Host.Listen gives a natt.PacketConn that behaves like the kernel's with DF on: wildcard address, packet info, runs in
 // and out, EMSGSIZE for what the host's own uplink does not take. A datagram too large for a later uplink disappears, as
-// it does where ICMP is filtered. Queues are bounded and drop.
+// it does where ICMP is filtered. Queues are bounded and drop. A router takes one off the time to live of a datagram; the
+// core is 8 hops wide, so that what enters it with less dies there, having opened the sender's own NATs.
 //
 // # Streams
 //
@@ -35,6 +36,10 @@
 //	Port      endpoint-independent   address and port       random
 //	Linux     address and port       address and port       kept unless taken
 //	Sym       address and port       address and port       random
+//	Docker    as Linux, but what is not let in is taken by the router itself, and then the flow that it belongs to is
+//	          taken: a packet to this remote endpoint gets another port
+//	SymAddr   address                address and port       random
+//	SymSeq    address and port       address and port       counted up from flow to flow
 //
 // Hosts behind None and Firewall have public addresses, the first of them the router's own. IPv6 addresses are never
 // translated; routers other than None filter them by address and port.

@@ -166,6 +166,8 @@ func (h *Host) receive(p *packet) {
 }
 
 const (
+	defaultTTL = 64
+
 	// firstEphemeral is where the ports begin that a host chooses itself.
 	firstEphemeral = 32768
 
@@ -262,7 +264,18 @@ func (s *socket) pop() *packet {
 	return p
 }
 
-func (s *socket) WriteBatch(m []natt.Message) (int, error) {
+func (s *socket) WriteBatch(m []natt.Message) (int, error) { return s.writeBatch(m, defaultTTL) }
+
+// WriteTTL implements natt.TTLWriter.
+func (s *socket) WriteTTL(m []natt.Message, ttl int) (int, error) {
+	single := slices.Clone(m)
+	for i := range single {
+		single[i].Segment = 0
+	}
+	return s.writeBatch(single, ttl)
+}
+
+func (s *socket) writeBatch(m []natt.Message, ttl int) (int, error) {
 	s.host.net.mu.Lock()
 	defer s.host.net.mu.Unlock()
 	var fail *natt.WriteError
@@ -270,7 +283,7 @@ func (s *socket) WriteBatch(m []natt.Message) (int, error) {
 		if s.closed {
 			return i, net.ErrClosed
 		}
-		if err := s.write(&m[i]); err != nil {
+		if err := s.write(&m[i], ttl); err != nil {
 			if fail == nil {
 				fail = &natt.WriteError{Addr: m[i].Addr, Err: err}
 			}
@@ -284,7 +297,7 @@ func (s *socket) WriteBatch(m []natt.Message) (int, error) {
 }
 
 // write sends one run, or nothing of it.
-func (s *socket) write(m *natt.Message) error {
+func (s *socket) write(m *natt.Message, ttl int) error {
 	size := len(m.Buf)
 	if m.Segment > 0 && m.Segment < size {
 		size = m.Segment
@@ -311,16 +324,16 @@ func (s *socket) write(m *natt.Message) error {
 	data := slices.Clone(m.Buf)
 	for {
 		n := min(size, len(data))
-		s.send(netip.AddrPortFrom(src, s.port), dst, data[:n:n])
+		s.send(netip.AddrPortFrom(src, s.port), dst, data[:n:n], ttl)
 		if data = data[n:]; len(data) == 0 {
 			return nil
 		}
 	}
 }
 
-func (s *socket) send(src, dst netip.AddrPort, data []byte) {
+func (s *socket) send(src, dst netip.AddrPort, data []byte, ttl int) {
 	h, n := s.host, s.host.net
-	p := &packet{proto: udp, src: src, dst: dst, data: data, origin: h}
+	p := &packet{proto: udp, src: src, dst: dst, data: data, ttl: ttl, origin: h}
 	for _, c := range []*Counts{&h.counts, &n.counts} {
 		c.Sent++
 		c.SentBytes += uint64(len(data))

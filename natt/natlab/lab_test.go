@@ -132,6 +132,9 @@ var definitions = map[Kind]struct {
 	Port:     {translated: true, mapping: "independent"},
 	Linux:    {translated: true, mapping: "independent", preserved: true},
 	Sym:      {translated: true, mapping: "endpoint"},
+	Docker:   {translated: true, mapping: "endpoint", preserved: true}, // after strangers have called
+	SymAddr:  {translated: true, mapping: "address"},
+	SymSeq:   {translated: true, mapping: "endpoint"},
 }
 
 // TestKinds measures every kind from inside and outside as the lab's probe does.
@@ -169,7 +172,14 @@ func TestKinds(t *testing.T) {
 				a.send(t, x2Addr, "hello")
 				a.send(t, y1Addr, "hello")
 				toPort, toHost := x2.from(t), y1.from(t)
-				if independent := toPort == seen && toHost == seen; independent != (want.mapping == "independent") {
+				mapping := "endpoint"
+				switch {
+				case toPort == seen && toHost == seen:
+					mapping = "independent"
+				case toPort == seen:
+					mapping = "address"
+				}
+				if mapping != want.mapping {
 					t.Errorf("seen as %v, %v and %v, want mapping %s", seen, toPort, toHost, want.mapping)
 				}
 				a.send(t, x1Addr, "again")
@@ -204,13 +214,14 @@ func TestPortTaken(t *testing.T) {
 
 // TestSimultaneousOpen lets a plain puncher try all pairs of kinds.
 func TestSimultaneousOpen(t *testing.T) {
-	hard := map[Kind]bool{Firewall: true, Port: true, Linux: true, Sym: true} // what Sym does not meet
+	sym := func(k Kind) bool { return k == Sym || k == SymAddr || k == SymSeq }
+	hard := func(k Kind) bool { return sym(k) || k == Firewall || k == Port || k == Linux || k == Docker } // not met by these
 	for i, one := range Kinds() {
 		for _, other := range Kinds()[i:] {
 			t.Run(one.String()+" "+other.String(), func(t *testing.T) {
 				t.Parallel()
 				inLab(t, Config{Seed: uint64(one)}, func(t *testing.T, n *Net) {
-					want := !(one == Sym && hard[other] || other == Sym && hard[one])
+					want := !(sym(one) && hard(other) || sym(other) && hard(one))
 					if met := punch(t, n, newSite(n, one, "a", "203.0.113.2"), newSite(n, other, "b", "203.0.113.18")); met != want {
 						t.Errorf("connects: %v, want %v", met, want)
 					}
@@ -248,4 +259,37 @@ func punch(t *testing.T, n *Net, a, b site) bool {
 		}
 	}
 	return met
+}
+
+// TestStrays lets a packet come to a Docker router before anything was sent to where it is from: the port changes. An
+// opener that dies on the way prevents it.
+func TestStrays(t *testing.T) {
+	for _, opened := range []bool{false, true} {
+		inLab(t, Config{}, func(t *testing.T, n *Net) {
+			a, b := newSite(n, Docker, "a", "203.0.113.2"), newSite(n, Docker, "b", "203.0.113.18")
+			toA, toB := addrPort("203.0.113.2:4242"), addrPort("203.0.113.18:4242")
+			if opened {
+				m := []natt.Message{{Buf: []byte("opener"), Addr: toA}}
+				if k, err := b.PacketConn.(natt.TTLWriter).WriteTTL(m, coreHops); k != 1 || err != nil {
+					t.Fatal(k, err)
+				}
+			}
+			a.send(t, toB, "early")
+			pass(time.Second)
+			b.send(t, toA, "late")
+			if got := len(a.got()) == 1; got != opened {
+				t.Errorf("opener %v: met %v", opened, got)
+			}
+			want := 0
+			if opened {
+				want = 1
+			}
+			if got := len(b.in); got != want {
+				t.Errorf("opener %v: %d early datagrams", opened, got)
+			}
+			if got := n.Counts().Dropped[Expired]; got != uint64(want) {
+				t.Errorf("opener %v: %d datagrams expired", opened, got)
+			}
+		})
+	}
 }

@@ -19,12 +19,17 @@ const (
 	Port
 	Linux
 	Sym
+	Docker
+	SymAddr
+	SymSeq
 )
 
 // Kinds lists all kinds.
-func Kinds() []Kind { return []Kind{None, Firewall, Full, Addr, Port, Linux, Sym} }
+func Kinds() []Kind {
+	return []Kind{None, Firewall, Full, Addr, Port, Linux, Sym, Docker, SymAddr, SymSeq}
+}
 
-var kindNames = [...]string{"none", "fw", "full", "addr", "port", "linux", "sym"}
+var kindNames = [...]string{"none", "fw", "full", "addr", "port", "linux", "sym", "docker", "sym-addr", "sym-seq"}
 
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
@@ -62,13 +67,18 @@ const (
 type table struct {
 	translate bool
 	perFlow   bool // a mapping for each remote endpoint, which filters by endpoint
+	perAddr   bool // a mapping for each remote address
 	preserve  bool // the port is kept unless taken
+	counts    bool // ports count up from flow to flow
+	strays    bool // what no mapping lets in is taken by the router itself, and holds its flow
 	filter    filter
 	timeout   time.Duration
 	unreplied time.Duration
 	public    netip.Addr
 	rand      *rand.Rand
 	out, in   map[flow]*mapping
+	taken     map[flow]time.Time // flows of the router itself, until when
+	last      uint16             // port given out last, where they count
 	swept     time.Time
 }
 
@@ -98,13 +108,15 @@ func newTable(k Kind, p proto, public netip.Addr, r *rand.Rand) *table {
 	case k == Addr:
 		t.filter = byAddress
 	case k == Port:
-	case k == Linux:
-		t.perFlow, t.preserve = true, true
+	case k == Linux || k == Docker:
+		t.perFlow, t.preserve, t.strays = true, true, k == Docker
+	case k == SymAddr:
+		t.perAddr = true
 	default:
-		t.perFlow = true
+		t.perFlow, t.counts = true, k == SymSeq
 	}
 	t.unreplied = t.timeout
-	if k == Linux && p == udp {
+	if t.preserve && p == udp {
 		t.unreplied = unrepliedLinux
 	}
 	t.flush()
@@ -112,11 +124,15 @@ func newTable(k Kind, p proto, public netip.Addr, r *rand.Rand) *table {
 }
 
 func (t *table) flush() {
-	t.out, t.in = map[flow]*mapping{}, map[flow]*mapping{}
+	t.out, t.in, t.taken = map[flow]*mapping{}, map[flow]*mapping{}, map[flow]time.Time{}
+	t.last = uint16(firstRandomPort + t.rand.IntN(1<<16-firstRandomPort))
 }
 
 func (t *table) key(p proto, near, remote netip.AddrPort) flow {
-	if !t.perFlow {
+	switch {
+	case t.perAddr:
+		remote = netip.AddrPortFrom(remote.Addr(), 0)
+	case !t.perFlow:
 		remote = netip.AddrPort{}
 	}
 	return flow{p, near, remote}
@@ -143,6 +159,9 @@ func (t *table) outbound(now time.Time, p proto, inner, remote netip.AddrPort) (
 func (t *table) inbound(now time.Time, p proto, outer, remote netip.AddrPort) (inner netip.AddrPort, ok bool) {
 	m := t.in[t.key(p, outer, remote)]
 	if m == nil || now.After(m.expires) {
+		if t.strays {
+			t.taken[t.key(p, outer, remote)] = now.Add(t.unreplied)
+		}
 		return inner, false
 	}
 	if t.filter != anyone && now.After(m.permitted[t.permission(remote)]) {
@@ -185,10 +204,19 @@ func (t *table) allocate(now time.Time, p proto, inner, remote netip.AddrPort) (
 	}
 	for tries := range 4096 {
 		port := inner.Port()
-		if !t.preserve || tries > 0 {
+		switch {
+		case t.counts:
+			if t.last++; t.last < firstRandomPort {
+				t.last = firstRandomPort
+			}
+			port = t.last
+		case !t.preserve || tries > 0:
 			port = uint16(firstRandomPort + t.rand.IntN(1<<16-firstRandomPort))
 		}
 		outer := netip.AddrPortFrom(t.public, port)
+		if now.Before(t.taken[t.key(p, outer, remote)]) {
+			continue
+		}
 		if m := t.in[t.key(p, outer, remote)]; m == nil || now.After(m.expires) {
 			t.drop(m)
 			return outer, true
@@ -211,6 +239,11 @@ func (t *table) sweep(now time.Time) {
 		return
 	}
 	t.swept = now
+	for f, until := range t.taken {
+		if now.After(until) {
+			delete(t.taken, f)
+		}
+	}
 	for _, m := range t.out {
 		if now.After(m.expires) {
 			t.drop(m)

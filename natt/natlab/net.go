@@ -101,6 +101,7 @@ const (
 	TooBig    Reason = "too big"      // for an uplink that is not the sender's
 	QueueFull Reason = "queue full"   // of the socket, or of the Net
 	Filtered  Reason = "filter"       // by the function given to Filter
+	Expired   Reason = "expired"      // its time to live was too short
 	Truncated Reason = "short buffer" // the reader's buffer was too small
 )
 

@@ -300,10 +300,14 @@ type packet struct {
 	proto    proto
 	src, dst netip.AddrPort
 	data     []byte
+	ttl      int
 	origin   *Host
 	out, in  []*node // whose uplinks it has gone up and down
 	dial     *dial   // of a stream
 }
+
+// coreHops is how many hops wide the core is: what enters it with a smaller time to live dies there.
+const coreHops = 8
 
 // size is that of the IP packet.
 func (p *packet) size() int { return packetSize(p.dst.Addr(), len(p.data)) }
@@ -350,9 +354,17 @@ func (n *Net) cross(p *packet, link *node, then func()) {
 
 // arrive handles a packet that came up into a segment.
 func (n *Net) arrive(p *packet, s *segment) {
+	if s.owner == nil && p.ttl < coreHops && p.proto == udp {
+		n.drop(p, Expired)
+		return
+	}
 	if to := s.nodes[p.dst.Addr()]; to != nil {
 		n.down(p, to)
 	} else if s.owner != nil {
+		if p.ttl--; p.ttl <= 0 && p.proto == udp {
+			n.drop(p, Expired)
+			return
+		}
 		s.owner.outbound(p)
 	} else {
 		n.drop(p, NoRoute)

@@ -1,0 +1,50 @@
+package natt
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Openers are packets that die on the way. A NAT that has seen one lets the peer's packets in, and the peer's NAT has
+// seen none of ours yet: a router that answers packets which nobody asked for would otherwise take the flow for its own
+// and give it another port when the peer sends (Docker and libvirt hosts, plain Linux routers). The first has to pass
+// the NATs of a home, the second those of a carrier as well.
+var openerTTL = [...]int{3, 5}
+
+const (
+	openerPause = 5 * time.Millisecond  // between the openers of a route
+	goMargin    = 20 * time.Millisecond // for what the relay's round trip varies
+	guessedRTT  = 100 * time.Millisecond
+)
+
+// relayRTT is the round trip by which lists travel, guessed if need be.
+func (a *Agent) relayRTT() time.Duration {
+	if r := a.use.route; r != nil && r.rtt.known() {
+		return r.rtt.smooth
+	}
+	return guessedRTT
+}
+
+// goAfter is how long after the peer's list the burst starts: when the peer, which gets ours half a round trip after we
+// send it, has sent its openers. If the list is the answer to ours it has done so already.
+func (a *Agent) goAfter() time.Duration {
+	rtt := a.relayRTT()
+	if since := a.now.Sub(a.rounds.sentAt); a.rounds.sent && since >= rtt*3/4 && since <= 3*rtt+goMargin {
+		return openerPause * time.Duration(len(openerTTL))
+	}
+	return rtt/2 + goMargin
+}
+
+// translated reports whether a NAT may stand before an address.
+func translated(p netip.AddrPort) bool { return !p.Addr().IsPrivate() && !p.Addr().IsLoopback() }
+
+// open sends the next opener of a burst.
+func (a *Agent) open(r *route) {
+	ttl := openerTTL[r.probes.opened]
+	r.probes.opened++
+	if len(a.actions) >= maxActions || !a.allowed(r) {
+		return
+	}
+	r.spent.add(a.now)
+	a.actions = append(a.actions, Action{Kind: ActPunch, Path: r.path, TTL: ttl})
+}
