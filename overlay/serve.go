@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
@@ -207,8 +208,11 @@ func (n *Node) servedURL(r publish.Rule) string {
 		host = n.plane.own.String()
 	}
 	at := net.JoinHostPort(host, strconv.Itoa(int(r.Port)))
-	if r.Kind == publish.TCP {
+	switch {
+	case r.Kind == publish.TCP:
 		return at
+	case r.Port == 80:
+		at = strings.TrimSuffix(at, ":80")
 	}
 	return "http://" + at + "/"
 }

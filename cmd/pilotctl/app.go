@@ -56,7 +56,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
-			p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(),
+			p.serveCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(),
 			p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,

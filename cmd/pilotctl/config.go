@@ -18,6 +18,7 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // settings are what a daemon is started with, from wherever each came.
@@ -27,6 +28,8 @@ type settings struct {
 	tun     string // device name, or "auto"
 	dns     string // "hosts" or "off"
 	port    uint16 // 0: the stored one
+
+	services []services.Service
 }
 
 // rawSettings are settings as they were written. An empty field was not given.
@@ -36,6 +39,8 @@ type rawSettings struct {
 	TUN     string   `toml:"tun"`
 	DNS     string   `toml:"dns"`
 	Port    int      `toml:"port"`
+
+	Services string `toml:"services"`
 }
 
 // nodeFlags are the flags that name and place a node; runFlags those that only a
@@ -51,6 +56,7 @@ func runFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one (PILOT_TUN)"},
 		&cli.StringFlag{Name: "dns", Usage: "hosts: names of peers in the hosts file; off (PILOT_DNS)"},
+		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
 		&cli.StringFlag{Name: "hosts-file", Value: "/etc/hosts", Hidden: true},
 		&cli.BoolFlag{Name: "takeover", Usage: "win over another machine that runs with the same identity"},
@@ -65,6 +71,8 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		TUN:     either(c.String("tun"), p.getenv("PILOT_TUN")),
 		DNS:     either(c.String("dns"), p.getenv("PILOT_DNS")),
 		Port:    c.Int("port"),
+
+		Services: either(c.String("services"), p.getenv("PILOT_SERVICES")),
 	}
 	if len(r.Servers) == 0 {
 		r.Servers = strings.FieldsFunc(p.getenv("PILOT_SERVER"), func(r rune) bool { return r == ' ' || r == ',' })
@@ -82,6 +90,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 // over returns r with the fields that r leaves open taken from below.
 func (r rawSettings) over(below rawSettings) rawSettings {
 	r.Name, r.TUN, r.DNS = either(r.Name, below.Name), either(r.TUN, below.TUN), either(r.DNS, below.DNS)
+	r.Services = either(r.Services, below.Services)
 	if len(r.Servers) == 0 {
 		r.Servers = below.Servers
 	}
@@ -121,7 +130,9 @@ func (r rawSettings) check() (settings, error) {
 		return s, usagef("--port %d: want 0 to 65535", r.Port)
 	}
 	s.port = uint16(r.Port)
-	return s, nil
+	var err error
+	s.services, err = chooseServices(r.Services)
+	return s, err
 }
 
 // maxServers is what fits a card, and what the node uses.
@@ -152,7 +163,7 @@ func readConfig(path string) (rawSettings, error) {
 	defer f.Close()
 	r, err := parseConfig(f)
 	if err != nil {
-		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns and port")
+		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, services and port")
 	}
 	return r, nil
 }

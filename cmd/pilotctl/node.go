@@ -39,6 +39,7 @@ func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logge
 		DeviceName: set.tun,
 		Port:       set.port,
 		Takeover:   c.Bool("takeover"),
+		Services:   set.services,
 		Version:    release,
 		Logger:     logger,
 	}

@@ -176,7 +176,7 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 		device += ", MTU " + strconv.Itoa(s.Device.MTU)
 	}
 	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)),
-		"up for", span(p.now().Sub(s.Started)))
+		"services", servicesText(s.Services), "up for", span(p.now().Sub(s.Started)))
 	for _, warning := range s.Warnings {
 		facts(w, "warning", warning)
 	}
@@ -186,6 +186,22 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 		fmt.Fprintln(w)
 		dropTable(w, s.Drops)
 	}
+}
+
+// servicesText names the services with their ports, and says what ails them.
+func servicesText(list []overlay.ServiceStatus) string {
+	var texts []string
+	for _, s := range list {
+		text := fmt.Sprintf("%s %d", s.Name, s.Port)
+		if s.State != "running" {
+			text += " " + s.State
+		}
+		if s.Error != "" {
+			text += " (" + s.Error + ")"
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, ", ")
 }
 
 func dropTable(w io.Writer, drops map[string]uint64) {

@@ -75,7 +75,7 @@ func New() *Agent {
 			Reason: "weekly report", Direction: "out", Received: start,
 		}},
 		Offered: []overlay.Served{
-			{Kind: "http", Target: "localhost:3000", Port: 80, URL: "http://alice.pilot.internal:80/", State: "listening",
+			{Kind: "http", Target: "localhost:3000", Port: 80, URL: "http://alice.pilot.internal/", State: "listening",
 				Allow: []string{}, Peers: []string{"bob"}, NoGrant: []string{}},
 			{Kind: "tcp", Target: "localhost:5432", Port: 5432, URL: "alice.pilot.internal:5432", State: "waiting",
 				Error: "port 5432 is taken: postgres (process 99) listens on [::]:5432", Allow: []string{"bob"}, Peers: []string{}, NoGrant: []string{"bob"}},
