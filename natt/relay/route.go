@@ -62,8 +62,8 @@ func ProxyFor(find func(*url.URL) (*url.URL, error), s crypto.Server) (*url.URL,
 		return nil, nil
 	}
 	u, err := find(&url.URL{Scheme: "https", Host: s.HostPort()})
-	if err != nil {
-		// The error quotes the address, which may hold a password.
+	if err != nil || u != nil && (u.Hostname() == "" || strings.Trim(u.Path, "/") != "") {
+		// What is wrong is not quoted: it may hold a password.
 		return nil, errors.New("relay: the proxy in HTTPS_PROXY is not a URL such as http://HOST:PORT")
 	}
 	if u != nil && u.Scheme != "http" && u.Scheme != "https" {
@@ -140,8 +140,7 @@ func connect(ctx context.Context, conn net.Conn, proxy *url.URL, target string) 
 	if err != nil {
 		return fmt.Errorf("its answer to CONNECT: %w", err)
 	}
-	answer.Body.Close()
-	switch {
+	switch { // the body, if any, is not read: the caller closes conn, or it is the stream
 	case answer.StatusCode == http.StatusProxyAuthRequired && proxy.User == nil:
 		return errors.New("407: it wants a user and password: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT")
 	case answer.StatusCode == http.StatusProxyAuthRequired:
