@@ -14,6 +14,7 @@ import (
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/tun"
+	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 // Config says what node New makes. The zero value of an optional field chooses
@@ -32,7 +33,14 @@ type Config struct {
 	Device     tun.Device
 	OpenDevice func(tun.Config) (tun.Device, error) // nil: tun.Open
 	DeviceName string                               // default "pilot0"
-	// HostsFile receives the names of trusted peers; empty for none.
+	// DNS says how names become known to the programs of this host: resolv.Auto,
+	// resolv.HostFile (the default where HostsFile is given) or resolv.Off.
+	// Packets to the resolver's address are answered in any case.
+	DNS resolv.Mode
+	// DNSSearch makes bare names work as well, where the system can do that.
+	DNSSearch bool
+	// HostsFile receives the names of trusted peers; default
+	// "/etc/hosts".
 	HostsFile string
 	// Port of the UDP socket; 0: the stored one, or one that the system chooses
 	// and that is then stored.

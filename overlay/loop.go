@@ -59,7 +59,7 @@ type loop struct {
 	minute     alarm
 	live       int // sessions in the table
 	outbox     *outbox
-	names      chan struct{} // kicks the writer of the hosts file
+	names      chan struct{} // kicks publishNames
 }
 
 // now reads both clocks.

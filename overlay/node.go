@@ -16,10 +16,10 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
-	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 // DefaultMTU is the MTU of the TUN: full packets fill their frames without
@@ -35,7 +35,7 @@ type Node struct {
 	plane   *plane
 	loop    *loop
 	store   *trust.Store
-	hosts   *resolv.Hosts
+	naming  naming
 	serving *serving
 	started time.Time
 	running atomic.Bool
@@ -92,6 +92,7 @@ func (n *Node) open() error {
 		own := cfg.Identity.Addr().ULA()
 		cfg.Device, err = cfg.OpenDevice(tun.Config{
 			Name: cfg.DeviceName, Address: hostPrefix(own), Route: ipam.Prefix(), MTU: DefaultMTU, Logger: cfg.Logger,
+			IPv6Probe: n.probeAddress(),
 		})
 		if err != nil {
 			return err
@@ -100,9 +101,6 @@ func (n *Node) open() error {
 	conn, err := n.listen()
 	if err != nil {
 		return err
-	}
-	if cfg.HostsFile != "" {
-		n.hosts = resolv.NewHosts(cfg.HostsFile, cfg.Identity.Key.Public().Fingerprint().String())
 	}
 	n.build(sec, conn)
 	return nil
@@ -145,8 +143,10 @@ func (n *Node) listen() (natt.PacketConn, error) {
 
 func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	own := n.cfg.Identity.Addr().ULA()
+	n.naming = n.newNaming()
 	n.plane = &plane{
-		own: own, prefix: overlayNetwork(), device: n.cfg.Device, conn: conn, clock: n.cfg.Clock,
+		resolver: dns.NewResponder(n.naming.zone),
+		own:      own, prefix: overlayNetwork(), device: n.cfg.Device, conn: conn, clock: n.cfg.Clock,
 		tags: newTagTable(), firewall: newFirewall(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
 	}
 	n.plane.snapshot.Store(&snapshot{peers: map[uint32]*peer{}, sessions: newSessionTable(256)})
@@ -188,7 +188,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(newOutbound(n.plane).run)
 	g.Go(newInbound(n.plane, n.plane.conn, 0).run)
 	g.Go(func() error { return l.outbox.run(ctx) })
-	g.Go(func() error { return n.publishNames(ctx) })
+	g.Go(func() error { n.publishNames(ctx); return nil })
 	g.Go(func() error { n.serving.group.Run(ctx); return nil })
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
 		g.Go(func() error { return n.watchNetwork(ctx, changes) })
@@ -234,6 +234,11 @@ func (n *Node) watchNetwork(ctx context.Context, changes <-chan struct{}) error 
 				return nil
 			}
 			n.loop.post(n.loop.lookAtNetwork)
+			if d, ok := n.plane.device.(tun.Rerouter); ok {
+				if err := d.Reroute(); err != nil {
+					n.log.Debug("cannot follow the host's routes", "err", err)
+				}
+			}
 		}
 	}
 }
@@ -251,39 +256,4 @@ func (n *Node) closeAll() {
 			n.log.Error("closing the store", "err", err)
 		}
 	}
-}
-
-// publishNames keeps the names of trusted peers in the hosts file, beside the
-// loop since the file may be slow or locked, and removes them at the end.
-func (n *Node) publishNames(ctx context.Context) error {
-	if n.hosts == nil {
-		return nil
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			if err := n.hosts.Remove(); err != nil {
-				n.log.Warn("cannot take the names out of the hosts file", "err", err)
-			}
-			return nil
-		case <-n.loop.names:
-		}
-		if err := n.hosts.Set(n.nameEntries()); err != nil {
-			n.log.Error("cannot write names", "file", n.cfg.HostsFile, "err", err)
-		}
-	}
-}
-
-func (n *Node) nameEntries() []resolv.Entry {
-	var list []resolv.Entry
-	if n.cfg.Name != "" {
-		list = append(list, resolv.Entry{Addr: n.plane.own, Names: []string{n.cfg.Name + "." + ipam.Suffix}})
-	}
-	for _, p := range n.store.Peers() {
-		if p.Name == "" || p.State != trust.Active {
-			continue
-		}
-		list = append(list, resolv.Entry{Addr: ipam.AddrFromBytes(p.Addr).ULA(), Names: []string{p.Name + "." + ipam.Suffix}})
-	}
-	return list
 }

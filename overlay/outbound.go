@@ -74,7 +74,9 @@ func (o *outbound) packet(snap *snapshot, pkt *tun.Packet, now time.Duration) {
 	}
 	to := snap.peerOf(p[24:40])
 	if to == nil {
-		o.refuse(p, dropOutNoPeer, icmpNoRoute, now)
+		if !o.answer(pkt) {
+			o.refuse(p, dropOutNoPeer, icmpNoRoute, now)
+		}
 		return
 	}
 	if r := o.firewall.sent(p, to, to.policy.Load(), &o.header, now); r != parsed {
@@ -100,6 +102,21 @@ func (o *outbound) packet(snap *snapshot, pkt *tun.Packet, now time.Duration) {
 	for s := o.cut.Next(); s != nil; s = o.cut.Next() {
 		o.send.segmented(to, tx, s)
 	}
+}
+
+// answer takes questions about names, which go to an address that no peer can
+// have.
+func (o *outbound) answer(pkt *tun.Packet) bool {
+	if o.resolver == nil || pkt.SegmentSize != 0 {
+		return false
+	}
+	b := o.resolver.Reply(o.reply[:0], pkt.Data)
+	if len(b) == 0 {
+		return false
+	}
+	// As any packet: the program asks again.
+	_ = o.device.Write([]tun.Packet{{Data: b}})
+	return true
 }
 
 // queue keeps a packet until there is a session: cut at the device's MTU, with

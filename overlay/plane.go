@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/tun"
 )
@@ -26,6 +27,7 @@ type plane struct {
 	tags     *tagTable
 	waiting  sync.Map // of our INITs under way, by index: RESPs to others stop at the reader
 	firewall *firewall
+	resolver *dns.Responder // nil: nobody answers for names
 	drops    drops
 	events   chan event // from peers whose packets were authenticated, and from this host
 	outside  chan event // from anybody: a flood of these leaves the others room

@@ -49,7 +49,10 @@ type DeviceStatus struct {
 	Name    string `json:"name"`
 	MTU     int    `json:"mtu"`
 	Offload string `json:"offload"`
-	DNS     string `json:"dns"` // "hosts" or "off"
+	// DNS is how names are known to the host: "resolved", "files", "hosts" or
+	// "off". DNSNotes say why not in a better way, or what is wrong.
+	DNS      string   `json:"dns"`
+	DNSNotes []string `json:"dns_notes,omitempty"`
 }
 
 // SocketStatus describes the UDP socket.
