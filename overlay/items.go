@@ -23,7 +23,7 @@ const (
 	itemKeepalive  itemKind = 0x10 // empty
 	itemChallenge  itemKind = 0x11 // token 8, size 2: the outer packet this was padded to, 0 = not padded
 	itemResponse   itemKind = 0x12 // token 8, size 2, echoed
-	itemCandidates itemKind = 0x13 // natt.AppendCandidates
+	itemCandidates itemKind = 0x13 // natt.AppendOffer
 	itemClose      itemKind = 0x14 // reason 1: the session ends, nothing more will be answered
 	itemFrag       itemKind = 0x15 // id 2, half 1 (0 first, 1 second), data
 	itemPing       itemKind = 0x16 // token 8

@@ -366,7 +366,9 @@ func (l *link) act(now instant, a *natt.Action) {
 		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemResponse, a.Token, a.Size), 0)
 		send.flush()
 	case natt.ActCandidates:
-		l.item(itemCandidates, natt.AppendCandidates(nil, a.Candidates))
+		l.item(itemCandidates, natt.AppendOffer(nil, natt.Offer{Candidates: a.Candidates, Traits: a.Traits, Pool: a.Pool}))
+	case natt.ActPunch:
+		l.loop.open(a.Path, a.TTL)
 	case natt.ActUse:
 		l.use = *a
 		l.publish()
@@ -415,8 +417,8 @@ func (l *link) received(now instant, e event) {
 			l.agent.Responded(now.wall, e.path, t)
 		}
 	case itemCandidates:
-		if c, err := natt.ParseCandidates(e.body); err == nil {
-			l.agent.SetRemote(now.wall, c)
+		if o, err := natt.ParseOffer(e.body); err == nil {
+			l.agent.SetOffer(now.wall, o)
 		}
 	case itemClose:
 		l.closed(e.body)

@@ -11,9 +11,9 @@ import (
 // Which kinds of NAT meet directly, and which stay on the relay. Everybody
 // reaches everybody.
 func TestEveryKindOfNAT(t *testing.T) {
-	hard := func(k natlab.Kind) bool { return k == natlab.Sym }
+	hard := func(k natlab.Kind) bool { return k == natlab.Sym || k == natlab.SymAddr || k == natlab.SymSeq }
 	filters := func(k natlab.Kind) bool {
-		return k == natlab.Firewall || k == natlab.Port || k == natlab.Linux || k == natlab.Sym
+		return hard(k) || k == natlab.Firewall || k == natlab.Port || k == natlab.Linux || k == natlab.Docker
 	}
 	kinds := natlab.Kinds()
 	for i, a := range kinds {
@@ -30,7 +30,7 @@ func TestEveryKindOfNAT(t *testing.T) {
 }
 
 func meet(t *testing.T, a, b natlab.Kind, want string) {
-	w := newWorld(t)
+	w := newWorldWith(t, true)
 	defer w.close()
 	alice, bob := w.agent("alice", a), w.agent("bob", b)
 	w.befriend(alice, bob, "7", "7")

@@ -67,6 +67,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 	}
 	k.agent.Links(now.wall, l.ifaces)
 	k.agent.SetLocal(now.wall, l.candidates)
+	k.agent.SetTraits(now.wall, l.facts.Traits())
 	l.links[book.Key], l.byPeer[p] = k, k
 	n := *old
 	n.peers = make(map[uint32]*peer, len(old.peers)+1)

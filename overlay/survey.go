@@ -113,7 +113,7 @@ func (l *loop) surveyAgain() {
 		l.post(func(now instant) {
 			l.surveying = false
 			if err == nil {
-				l.facts, l.surveyed = f, now.wall
+				l.setFacts(now, f)
 			}
 		})
 	})
@@ -139,7 +139,7 @@ func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
 	if err != nil {
 		return Netcheck{}, publicError(err)
 	}
-	_ = l.call(ctx, func(now instant) { l.facts, l.surveyed = f, now.wall }) // the facts are shown all the same
+	_ = l.call(ctx, func(now instant) { l.setFacts(now, f) }) // the facts are shown all the same
 	r.Mapping, r.Filtering, r.PortStep = f.Mapping.String(), f.Filtering.String(), f.Step
 	r.UDP, r.UDPBlocked = ports(f.UDP), ports(f.Blocked)
 	if f.Mapped.IsValid() {

@@ -34,7 +34,8 @@ type world struct {
 	dir    string
 	stop   func()
 	agents []*agent
-	extra  []uint16 // ports besides serverPort
+	extra  []uint16     // ports besides serverPort
+	second *natlab.Host // the server's other address, where it has one
 }
 
 // An agent is a node with what is around it.
@@ -52,13 +53,20 @@ type agent struct {
 const serverPort = 3478
 
 // newWorld must be called inside a bubble; end with close.
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldWith(t, false) }
+
+// newWorldWith gives the server a second address and a second port, if wanted,
+// so that agents find out how their NATs behave.
+func newWorldWith(t testing.TB, second bool) *world {
 	w := &world{t: t, net: natlab.New(natlab.Config{Seed: 1}), dir: t.TempDir()}
 	var err error
 	if w.key, err = crypto.GenerateDH(); err != nil {
 		t.Fatal(err)
 	}
 	w.server = w.net.Host("server")
+	if second {
+		w.second = w.net.Host("server2")
+	}
 	w.store = rendezvous.NewMemoryStore()
 	w.startServer()
 	return w
@@ -69,7 +77,17 @@ func (w *world) startServer() {
 	var conns []natt.PacketConn
 	var listeners []net.Listener
 	for _, port := range append([]uint16{serverPort}, w.extra...) {
-		conns, listeners = append(conns, w.server.Listen(port)), append(listeners, w.server.ListenTCP(port))
+		listeners = append(listeners, w.server.ListenTCP(port))
+		if w.second == nil {
+			conns = append(conns, w.server.Listen(port))
+		}
+	}
+	if w.second != nil {
+		for _, h := range []*natlab.Host{w.server, w.second} {
+			for _, port := range []uint16{serverPort, surveyPort} {
+				conns = append(conns, boundConn{h.Listen(port), netip.AddrPortFrom(h.Addr(), port)})
+			}
+		}
 	}
 	s, err := rendezvous.New(rendezvous.Config{
 		StateDir: w.dir, Key: w.key, Store: w.store, Public: w.server.Addr().String(),
@@ -92,6 +110,14 @@ func (w *world) startServer() {
 	<-ready
 	w.stop = func() { cancel(); <-done }
 }
+
+// A boundConn is a socket that knows its address.
+type boundConn struct {
+	natt.PacketConn
+	addr netip.AddrPort
+}
+
+func (c boundConn) LocalAddr() netip.AddrPort { return c.addr }
 
 func (w *world) serverRef() crypto.Server {
 	return crypto.Server{Host: w.server.Addr().String(), Port: serverPort, Key: w.key.Public()}
