@@ -32,7 +32,7 @@ func (s *Server) serveDatagrams(w http.ResponseWriter, r *http.Request) {
 	}
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	sock := &socket{port: s.mainPort()}
-	if !s.enterCarrier(sock) {
+	if !s.enterCarrier() {
 		s.count.limited.Add(1)
 		http.Error(w, "too many carriers, or shutting down", http.StatusServiceUnavailable)
 		return
@@ -65,7 +65,7 @@ func (s *Server) mainPort() uint16 {
 
 // enterCarrier counts a carrier in, unless there are too many or the server is
 // going down.
-func (s *Server) enterCarrier(sock *socket) bool {
+func (s *Server) enterCarrier() bool {
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	if s.closed || s.carrying >= s.cfg.Limits.Carriers {

@@ -157,6 +157,11 @@ func (t *table) promote(s *session) (displaced *session) {
 	case cur == nil, cur == s:
 	case cur.instance == s.instance:
 		delete(t.sessions, cur.number)
+		if at := cur.bind.Load(); *at != *s.bind.Load() {
+			s.former.Store(&former{*at, s.used.Load() + int64(formerLife)})
+		} else {
+			s.former.Store(cur.former.Load())
+		}
 	case s.newer(cur):
 		displaced = cur
 	default:
