@@ -178,9 +178,6 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 		arg[m[1]] = m[2]
 	}
 	_, action, _ := strings.Cut(strings.Trim(r.Header.Get("Soapaction"), `"`), "#")
-	if a := r.Header["SOAPACTION"]; action == "" && len(a) > 0 {
-		_, action, _ = strings.Cut(strings.Trim(a[0], `"`), "#")
-	}
 	say := ""
 	switch port := arg["NewExternalPort"]; action {
 	case "GetExternalIPAddress":

@@ -65,6 +65,7 @@ type lease struct {
 	phase    leasePhase
 	at       time.Time // when the phase has something to do
 	tries    int
+	deaf     bool           // in this round of asking, the gateway's host refused
 	wish     netip.AddrPort // the external port to ask for
 	external netip.AddrPort // held; zero if none
 	until    time.Time
@@ -112,7 +113,7 @@ func (l *lease) advance(now time.Time) [][]byte {
 func (l *lease) step(now time.Time) {
 	switch l.phase {
 	case resting:
-		l.phase, l.tries, l.heard = asking, 0, answer{}
+		l.phase, l.tries, l.heard, l.deaf = asking, 0, answer{}, false
 	case leaving:
 		if l.tries == leaveTries {
 			l.phase, l.at = left, time.Time{}
@@ -129,7 +130,11 @@ func (l *lease) step(now time.Time) {
 		l.rest(now, max(l.until.Sub(now)/2, shortest/2))
 		return
 	}
-	l.refuse(now, "the gateway does not answer", silentPause)
+	why := "the gateway does not answer"
+	if l.deaf {
+		why = "the gateway does not speak it"
+	}
+	l.refuse(now, why, silentPause)
 }
 
 // send asks once more.
@@ -164,14 +169,13 @@ func (l *lease) leave(now time.Time) {
 
 func (l *lease) gone() bool { return l.phase == left }
 
-// failed notes that the gateway's host says that nobody listens there.
-func (l *lease) failed(now time.Time) {
-	switch {
-	case l.phase == leaving:
+// failed notes that the gateway's host says that nobody listens there. It may be about to start, so this only says
+// what silence will mean.
+func (l *lease) failed() {
+	if l.phase == leaving {
 		l.phase, l.at = left, time.Time{}
-	case l.phase == asking && !l.external.IsValid():
-		l.refuse(now, "the gateway does not speak it", silentPause)
 	}
+	l.deaf = true
 }
 
 // receive takes a datagram that came from the gateway, as an answer or, if overheard, as an announcement to everybody.

@@ -171,6 +171,28 @@ func TestLeaseOfSilentGateway(t *testing.T) {
 	})
 }
 
+// A host that refuses may be a gateway that is about to start.
+func TestLeaseOfDeafGateway(t *testing.T) {
+	eachWire(t, func(t *testing.T, d *desk) {
+		d.silent = true
+		d.run(time.Second)
+		d.lease.failed()
+		if d.run(time.Second); len(d.news) > 0 {
+			t.Fatalf("reported %+v", d.news)
+		}
+		d.run(6 * time.Second)
+		if r := d.last(); r.problem != "the gateway does not speak it" {
+			t.Fatalf("reported %+v", r)
+		}
+		d.lease.renew(d.now)
+		d.silent = false
+		d.run(0)
+		if r := d.last(); r.external != outside {
+			t.Fatalf("reported %+v", r)
+		}
+	})
+}
+
 func TestLeaseAfterReboot(t *testing.T) {
 	eachWire(t, func(t *testing.T, d *desk) {
 		d.run(time.Minute)

@@ -4,13 +4,19 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what takes milliseconds on an idle machine.
 const patience = 20 * time.Second
@@ -216,12 +222,24 @@ func TestGarbage(t *testing.T) {
 	}
 }
 
-func TestNobodyListens(t *testing.T) {
+// A gateway that restarts refuses at first, and answers later.
+func TestGatewayStartsLate(t *testing.T) {
 	t.Parallel()
 	g := newGateway(t, "127.0.0.1", "203.0.113.7:40000")
+	at := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(g.control.LocalAddr().String()))
 	g.control.Close()
 	s := start(t, g, nil)
-	s.await(t, PCP, problem("does not speak"))
+	s.await(t, UPnP, mapped)
+	late, err := net.ListenUDP("udp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() { reply(late, g.answerControl) })
+	defer all.Wait()
+	defer late.Close()
+	s.await(t, PCP, mapped)
+	s.stop()
 }
 
 func TestDoubleNAT(t *testing.T) {

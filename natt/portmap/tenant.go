@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -222,33 +223,36 @@ type found struct {
 	at   *url.URL
 }
 
-// find searches for devices and reads their descriptions. If the gateway itself is one, nobody else is asked.
+// find searches for devices and reads their descriptions. If the gateway itself is one, nobody else is waited for.
 func (r *round) find(ctx context.Context) ([]box, error) {
-	var list []box
-	var err error
-	for _, neighbours := range []bool{false, true} {
-		devices, e := r.search(ctx, neighbours)
+	devices, err := r.search(ctx, false)
+	list, e := r.read(ctx, devices)
+	if len(list) == 0 && slices.ContainsFunc(devices, r.isGateway) && ctx.Err() == nil {
+		devices, err = r.search(ctx, true)
+		list, _ = r.read(ctx, devices)
+	}
+	return list, cmp.Or(err, e)
+}
+
+func (r *round) isGateway(f found) bool { return f.addr.WithZone("") == r.where.gateway.WithZone("") }
+
+// read reads the descriptions of devices.
+func (r *round) read(ctx context.Context, devices []found) (list []box, err error) {
+	for _, f := range devices {
+		boxes, e := newDevice(f.addr, r.where.self).services(ctx, f.at)
 		if e != nil {
-			return nil, e
+			err = e
+			r.family.mapper.config.Logger.Debug("device is of no use", "device", f.addr, "error", e)
 		}
-		for _, f := range devices {
-			boxes, e := newDevice(f.addr, r.where.self).services(ctx, f.at)
-			if e != nil {
-				err = e
-				r.family.mapper.config.Logger.Debug("device is of no use", "device", f.addr, "error", e)
-			}
-			list = append(list, boxes...)
-		}
-		if len(list) > 0 {
-			break
-		}
+		list = append(list, boxes...)
 	}
 	return list, err
 }
 
-// search asks for gateway devices: the gateway, or the neighbourhood without it. The gateway is asked by multicast
-// too, for that is what the standard has; it need not answer to anything else.
-func (r *round) search(ctx context.Context, neighbours bool) ([]found, error) {
+// search asks the gateway and the neighbourhood for gateway devices. It returns as soon as the gateway answers, unless
+// that is to be passed over. The gateway is asked by multicast too, for that is what the standard has; it
+// need not answer to anything else.
+func (r *round) search(ctx context.Context, passOver bool) ([]found, error) {
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(r.where.self, 0)))
 	if err != nil {
 		return nil, fmt.Errorf("portmap: search: %w", err)
@@ -260,37 +264,43 @@ func (r *round) search(ctx context.Context, neighbours bool) ([]found, error) {
 		a := r.family.mapper.ports.search6
 		group = netip.AddrPortFrom(a.Addr().WithZone(r.where.gateway.Zone()), a.Port())
 	}
-	var list []found
-	b := make([]byte, maxAnswer+1)
+	targets := []netip.AddrPort{netip.AddrPortFrom(r.where.gateway, group.Port()), group}
 	for range searchTries {
-		for _, target := range searchFor {
-			for _, to := range []netip.AddrPort{netip.AddrPortFrom(r.where.gateway, group.Port()), group} {
-				if to == group || !neighbours {
-					_, _ = conn.WriteToUDPAddrPort(search(to, target), to) // one of them may be out of reach
-				}
+		for _, to := range targets {
+			for _, kind := range searchFor {
+				_, _ = conn.WriteToUDPAddrPort(search(to, kind), to) // one of them may be out of reach
 			}
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(r.family.mapper.ports.wait))
-		for {
-			n, from, err := conn.ReadFromUDPAddrPort(b)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				break
-			}
-			if err != nil {
-				return list, nil
-			}
-			f, err := r.judge(b[:n], from.Addr().Unmap())
-			switch gateway := f.addr.WithZone("") == r.where.gateway.WithZone(""); {
-			case err != nil:
-				r.family.mapper.config.Logger.Debug("answer to the search is of no use", "from", from, "error", err)
-			case gateway && !neighbours:
-				return []found{f}, nil
-			case !gateway && neighbours && len(list) < maxDevices && !slices.ContainsFunc(list, f.same):
-				list = append(list, f)
-			}
+		list, err := r.gather(conn, passOver)
+		if len(list) > 0 || err != nil {
+			return list, nil
 		}
 	}
-	return list, nil
+	return nil, nil
+}
+
+// gather takes the answers to one search. The error says that there will be no more.
+func (r *round) gather(conn *net.UDPConn, passOver bool) (list []found, err error) {
+	_ = conn.SetReadDeadline(time.Now().Add(r.family.mapper.ports.wait))
+	b := make([]byte, maxAnswer+1)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return list, nil
+		}
+		if err != nil {
+			return list, err
+		}
+		f, err := r.judge(b[:n], from.Addr().Unmap())
+		switch {
+		case err != nil:
+			r.family.mapper.config.Logger.Debug("answer to the search is of no use", "from", from, "error", err)
+		case r.isGateway(f) && !passOver:
+			return []found{f}, nil
+		case !r.isGateway(f) && len(list) < maxDevices && !slices.ContainsFunc(list, f.same):
+			list = append(list, f)
+		}
+	}
 }
 
 func (f found) same(o found) bool { return f.addr == o.addr }

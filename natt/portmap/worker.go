@@ -108,7 +108,7 @@ func (r *round) drive(ctx context.Context, p Protocol, l *lease, conn *net.UDPCo
 		case b := <-in:
 			l.receive(time.Now(), b.bytes, b.overheard)
 		case <-refused:
-			l.failed(time.Now())
+			l.failed()
 		case <-kick:
 			l.renew(time.Now())
 		case <-done:
