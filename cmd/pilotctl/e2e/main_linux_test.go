@@ -61,7 +61,7 @@ func missing() string {
 	var lack []string
 	for tool, pkg := range map[string]string{
 		"ip": "iproute2", "nft": "nftables", "conntrack": "conntrack", "unshare": "util-linux", "setpriv": "util-linux",
-		"curl": "curl", "ping": "iputils-ping", "nc": "netcat-openbsd", "ssh": "openssh-client", "sshd": "openssh-server",
+		"curl": "curl", "python3": "python3", "ping": "iputils-ping", "nc": "netcat-openbsd", "ssh": "openssh-client", "sshd": "openssh-server",
 	} {
 		if lookup(tool) == "" {
 			lack = append(lack, tool+" (package "+pkg+")")
