@@ -42,6 +42,9 @@ func newLab(t *testing.T, kinds ...string) *lab {
 	}
 	l := &lab{script: path, prefix: fmt.Sprintf("e%dx%d", os.Getpid(), labs.Add(1)), dir: dir}
 	t.Cleanup(func() {
+		if t.Failed() {
+			l.showLogs(t)
+		}
 		l.killAll(t)
 		if out, err := l.natlab(context.Background(), "down").CombinedOutput(); err != nil {
 			t.Errorf("natlab down: %v: %s", err, out)
@@ -54,6 +57,16 @@ func newLab(t *testing.T, kinds ...string) *lab {
 	}
 	l.do(t, append([]string{"up"}, kinds...)...)
 	return l
+}
+
+// showLogs prints what the daemons had to say.
+func (l *lab) showLogs(t *testing.T) {
+	logs, _ := filepath.Glob(filepath.Join(l.dir, "*", "daemon.log"))
+	for _, name := range logs {
+		if text, err := os.ReadFile(name); err == nil {
+			t.Logf("%s:\n%s", name, text)
+		}
+	}
 }
 
 func (l *lab) natlab(ctx context.Context, args ...string) *exec.Cmd {

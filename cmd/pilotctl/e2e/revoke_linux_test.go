@@ -21,6 +21,7 @@ func (m *meter) Write(b []byte) (int, error) {
 // testRevoke: when "trust revoke" has returned nothing passes any more, what was
 // under way included, and the other side hears of it once.
 func testRevoke(t *testing.T, l *lab, alice, bob *agent) {
+	l.output(t, "a1", "sh", "-c", smallBuffers)
 	var got meter
 	curl := alice.command(t.Context(), "curl", "-sS", "-N", "--limit-rate", "4M", "--speed-time", "3", "--speed-limit", "1", bobURL+"1000")
 	curl.Stdout = &got
