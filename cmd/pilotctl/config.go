@@ -30,6 +30,7 @@ type settings struct {
 	port    uint16 // 0: the stored one
 
 	services []services.Service
+	caFile  string // certificates for proxies; empty: the system's only
 }
 
 // rawSettings are settings as they were written. An empty field was not given.
@@ -41,6 +42,7 @@ type rawSettings struct {
 	Port    int      `toml:"port"`
 
 	Services string `toml:"services"`
+	CAFile  string   `toml:"ca_file"`
 }
 
 // nodeFlags are the flags that name and place a node; runFlags those that only a
@@ -58,6 +60,7 @@ func runFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dns", Usage: "hosts: names of peers in the hosts file; off (PILOT_DNS)"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
+		&cli.StringFlag{Name: "ca-file", Usage: "certificates in PEM to trust in HTTPS proxies besides the system's (PILOT_CA_FILE)"},
 		&cli.StringFlag{Name: "hosts-file", Value: "/etc/hosts", Hidden: true},
 		&cli.BoolFlag{Name: "takeover", Usage: "win over another machine that runs with the same identity"},
 	}
@@ -73,6 +76,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		Port:    c.Int("port"),
 
 		Services: either(c.String("services"), p.getenv("PILOT_SERVICES")),
+		CAFile:  either(c.String("ca-file"), p.getenv("PILOT_CA_FILE")),
 	}
 	if len(r.Servers) == 0 {
 		r.Servers = strings.FieldsFunc(p.getenv("PILOT_SERVER"), func(r rune) bool { return r == ' ' || r == ',' })
@@ -90,6 +94,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 // over returns r with the fields that r leaves open taken from below.
 func (r rawSettings) over(below rawSettings) rawSettings {
 	r.Name, r.TUN, r.DNS = either(r.Name, below.Name), either(r.TUN, below.TUN), either(r.DNS, below.DNS)
+	r.CAFile = either(r.CAFile, below.CAFile)
 	r.Services = either(r.Services, below.Services)
 	if len(r.Servers) == 0 {
 		r.Servers = below.Servers
@@ -102,7 +107,7 @@ func (r rawSettings) over(below rawSettings) rawSettings {
 
 // check turns what was written into settings, or says what is wrong with it.
 func (r rawSettings) check() (settings, error) {
-	s := settings{name: r.Name, tun: either(r.TUN, "auto"), dns: either(r.DNS, "hosts")}
+	s := settings{name: r.Name, tun: either(r.TUN, "auto"), dns: either(r.DNS, "hosts"), caFile: r.CAFile}
 	if r.Name != "" {
 		if err := ipam.ValidName(r.Name); err != nil {
 			return s, badInput(err, "a name is like alice or build-7")
@@ -163,7 +168,7 @@ func readConfig(path string) (rawSettings, error) {
 	defer f.Close()
 	r, err := parseConfig(f)
 	if err != nil {
-		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, services and port")
+		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, services, port and ca_file")
 	}
 	return r, nil
 }

@@ -56,6 +56,10 @@ func (p *program) daemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	proxies, err := p.proxies(set.caFile)
+	if err != nil {
+		return err
+	}
 	logger := p.logger(c.Bool("verbose"))
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM)
 	defer stop()
@@ -67,7 +71,9 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	defer sockets.Close()
-	n, err := p.newNode(nodeConfig(c, at, set, id, logger))
+	config := nodeConfig(c, at, set, id, logger)
+	config.Proxies = proxies
+	n, err := p.newNode(config)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func (p *program) borrowServer(c *cli.Context, token string) error {
 	if err != nil {
 		return badInput(err, "the token is damaged; ask for a new one")
 	}
-	server, err := p.homeOf(c.Context, contact)
+	server, err := p.homeOf(c.Context, contact, either(c.String("ca-file"), p.getenv("PILOT_CA_FILE")))
 	if err != nil {
 		return err
 	}
@@ -87,12 +87,21 @@ func (p *program) borrowServer(c *cli.Context, token string) error {
 	return c.Set("server", server.String())
 }
 
-// homeOf fetches the card of an agent and returns the server it was found at.
-func (p *program) homeOf(ctx context.Context, contact ipam.Contact) (crypto.Server, error) {
+// homeOf fetches the card of an agent and returns the server it was found at. caFile is as for proxies.
+func (p *program) homeOf(ctx context.Context, contact ipam.Contact, caFile string) (crypto.Server, error) {
 	ctx, cancel := context.WithTimeout(ctx, cardTimeout)
 	defer cancel()
+	home := crypto.Server{Host: contact.Host, Port: contact.Port}
+	proxies, err := p.proxies(caFile)
+	if err != nil {
+		return crypto.Server{}, err
+	}
+	proxy, err := relay.ProxyFor(proxies.Find, home)
+	if err != nil {
+		p.tell("%v", err)
+	}
 	data, err := relay.FetchCard(ctx, relay.DialConfig{
-		Server: crypto.Server{Host: contact.Host, Port: contact.Port}, Now: p.now, Logger: p.logger(false),
+		Server: home, Routes: relay.Routes(home, proxy), CA: proxies.CA, Now: p.now, Logger: p.logger(false),
 	}, contact.Fingerprint)
 	if err != nil {
 		return crypto.Server{}, overlay.Errorf(overlay.CodeTimeout, "fetch the card of the agent that invites: %v", err).

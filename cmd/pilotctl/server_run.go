@@ -25,6 +25,9 @@ are served on each port; the default is 3478 and 443 on all addresses.
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "listen", Usage: "IP:PORT to serve; repeatable"},
 			&cli.StringFlag{Name: "public", Usage: "HOST[:PORT] by which agents reach it, if that is not where it listens"},
+			&cli.StringFlag{Name: "cert", Usage: "file of a TLS certificate in PEM to show instead of a self-signed one; read again when it changes"},
+			&cli.StringFlag{Name: "key-file", Usage: "file of the key of --cert"},
+			&cli.StringFlag{Name: "acme", Usage: "domain to get a TLS certificate for from Let's Encrypt, which asks on port 443; accepts its terms"},
 			&cli.StringFlag{Name: "metrics", Usage: "loopback IP:PORT for /metrics and /health"},
 		},
 		Action: p.serverRun,
@@ -65,6 +68,13 @@ func (p *program) serverConfig(c *cli.Context) (rendezvous.Config, error) {
 			return config, usagef("--listen %.60q: want IP:PORT", text).WithHint("for example --listen 0.0.0.0:3478, or :3478 for all addresses")
 		}
 		config.Listen = append(config.Listen, addr)
+	}
+	config.CertFile, config.CertKeyFile, config.ACME = c.String("cert"), c.String("key-file"), c.String("acme")
+	if (config.CertFile == "") != (config.CertKeyFile == "") {
+		return config, usagef("--cert and --key-file come together")
+	}
+	if config.ACME != "" && config.CertFile != "" {
+		return config, usagef("--acme and --cert exclude each other")
 	}
 	if text := c.String("metrics"); text != "" {
 		config.Metrics, err = netip.ParseAddrPort(text)

@@ -116,6 +116,14 @@ func serverText(s overlay.ServerStatus) string {
 		if rtt := millis(s.RTTMillis); rtt != "" {
 			text += ", " + rtt
 		}
+		switch s.Via {
+		case "udp-443":
+			text += ", over UDP port 443"
+		case "tls":
+			text += ", over TLS, since UDP is blocked"
+		case "proxy":
+			text += ", through the HTTP proxy, since UDP is blocked"
+		}
 		if s.Observed != "" {
 			text += ", sees us as " + s.Observed
 		}

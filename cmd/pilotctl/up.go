@@ -221,6 +221,12 @@ func daemonArguments(c *cli.Context, at places) []string {
 			args = append(args, "--"+name, c.String(name))
 		}
 	}
+	if path := c.String("ca-file"); path != "" { // the daemon has another working directory
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		args = append(args, "--ca-file", path)
+	}
 	if c.IsSet("port") {
 		args = append(args, "--port", fmt.Sprint(c.Int("port")))
 	}
