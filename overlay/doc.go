@@ -49,9 +49,15 @@
 // answers in; a change of the policy voids its entries, and what the peer had
 // opened does not become ours by our own retransmissions.
 //
+// # Services
+//
+// What the agent offers on its own address (services, services/publish) runs
+// beside the packet path as any program would: over sockets of the kernel, behind
+// the firewall. A service learns from caller whose a source address is.
+//
 // # Stopping
 //
-// cancel -> the loop says goodbye to peers and servers -> socket and device are
+// cancel -> services end; the loop says goodbye to peers and servers -> socket and device are
 // closed -> their readers return -> names are taken back -> the store is closed ->
 // Run returns.
 package overlay
