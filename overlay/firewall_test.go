@@ -326,7 +326,7 @@ func TestFirewallSweep(t *testing.T) {
 		g.sweep(g.now)
 		g.wantOut(parsed, ourTCP(6000, 80, tuntest.SYN), "we connect")
 		g.wantIn(parsed, fragment(them, us, protoUDP, 77, 0, true, theirUDP(5000, 7)[40:56]), "first fragment")
-		for end := g.now + wrap; !sleep && g.now < end; g.now += time.Minute {
+		for end := g.now + wrap; !sleep && g.now < end; g.now += 10 * time.Minute {
 			if g.sweep(g.now); g.now < end-wrap+2*time.Hour {
 				if got := g.in(theirTCP(80, 6000, tuntest.ACK)); got != parsed {
 					t.Fatalf("%s: the flow ended: %v", name, g.now)

@@ -2,5 +2,6 @@
 
 package overlay
 
-// raceEnabled: the race detector allocates, and makes sync.Pool forget.
+// raceEnabled: the race detector allocates, makes sync.Pool forget, and is slow:
+// long random tests are shorter under it.
 const raceEnabled = true

@@ -134,7 +134,7 @@ func randomPacket(r *rand.Rand, from, to uint32, room int) (tun.Packet, [][]byte
 func TestSenderProperty(t *testing.T) {
 	rounds := 80
 	if raceEnabled || testing.Short() {
-		rounds = 16
+		rounds = 8
 	}
 	for seed := range uint64(rounds) {
 		offload := allOffloads
@@ -354,7 +354,11 @@ func TestArenaBoundary(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
 	a, b, _ := one(t, natt.Path{Remote: addr4}, natt.Path{}, 1500)
 	snap := a.snapshot.Load()
-	for range 40 {
+	rounds := 40
+	if raceEnabled {
+		rounds = 8
+	}
+	for range rounds {
 		var want [][]byte
 		for full := 0; full < arenaSize+arenaSize/2; {
 			s := segment(1, 1, 2, 80, tuntest.ACK, 10000+r.IntN(20000))
