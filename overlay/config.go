@@ -12,6 +12,7 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/natt/portmap"
 	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/resolv"
@@ -87,6 +88,10 @@ type Underlay interface {
 	LookupNetIP(ctx context.Context, host string) ([]netip.Addr, error)
 	// Interfaces lists the host's addresses with the networks they are on.
 	Interfaces() ([]netip.Prefix, error)
+	// MapPort asks the gateways to let the Internet reach a UDP port of ours
+	// and tells the addresses that it is reached at as they come and go, until
+	// ctx ends; changed must not block.
+	MapPort(ctx context.Context, port uint16, changed func([]netip.AddrPort)) error
 	// Changes tells that the host's network changed, until ctx ends; nil if
 	// the host cannot tell.
 	Changes(ctx context.Context) <-chan struct{}
@@ -124,6 +129,26 @@ func (hostUnderlay) LookupNetIP(ctx context.Context, host string) ([]netip.Addr,
 		list[i] = list[i].Unmap()
 	}
 	return list, err
+}
+
+func (h hostUnderlay) MapPort(ctx context.Context, port uint16, changed func([]netip.AddrPort)) error {
+	var m *portmap.Mapper
+	m, err := portmap.New(portmap.Config{
+		Port: func() uint16 { return port }, Exclude: ipam.Prefix(), Logger: h.log,
+		OnChange: func(portmap.Mapping) {
+			var list []netip.AddrPort
+			for _, p := range m.Mappings() {
+				if p.External.IsValid() {
+					list = append(list, p.External)
+				}
+			}
+			changed(list)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return m.Run(ctx)
 }
 
 func (hostUnderlay) Interfaces() ([]netip.Prefix, error) { return natt.Interfaces() }

@@ -52,6 +52,7 @@ type loop struct {
 	surveyed   time.Time
 	surveying  bool
 	ifaces     []netip.Prefix
+	mapped     []netip.AddrPort // what gateways mapped for us
 	candidates []natt.Candidate
 	version    uint64        // of policies
 	skew       time.Duration // server's clock minus ours, where ours is plainly wrong
@@ -329,6 +330,9 @@ func (l *loop) updateCandidates(now instant) {
 		if a := h.machine.Observed(); a.IsValid() && !h.host.ladder.Rung().Stream() {
 			c = append(c, natt.Candidate{Kind: natt.Observed, Addr: a})
 		}
+	}
+	for _, a := range l.mapped {
+		c = append(c, natt.Candidate{Kind: natt.Mapped, Addr: a})
 	}
 	l.candidates = c
 	for _, k := range l.links {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -190,6 +191,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return l.outbox.run(ctx) })
 	g.Go(func() error { n.publishNames(ctx); return nil })
 	g.Go(func() error { n.serving.group.Run(ctx); return nil })
+	g.Go(func() error { return n.mapPort(ctx) })
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
 		g.Go(func() error { return n.watchNetwork(ctx, changes) })
 	}
@@ -222,6 +224,21 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 	l.kickOutbox()
 	l.surveyAgain()
+}
+
+// mapPort keeps what the gateways map for us among our candidates. A mapping is
+// a hint like any other: peers use it after a challenge came back over it.
+func (n *Node) mapPort(ctx context.Context) error {
+	err := n.cfg.Underlay.MapPort(ctx, n.plane.conn.LocalAddr().Port(), func(at []netip.AddrPort) {
+		n.loop.post(func(now instant) {
+			n.loop.mapped = at
+			n.loop.updateCandidates(now)
+		})
+	})
+	if err != nil {
+		n.log.Info("no port mapping", "err", err) // an agent without one works
+	}
+	return nil
 }
 
 func (n *Node) watchNetwork(ctx context.Context, changes <-chan struct{}) error {

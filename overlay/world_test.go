@@ -294,7 +294,10 @@ func (l labUnderlay) DialContext(ctx context.Context, network, address string) (
 func (l labUnderlay) LookupNetIP(context.Context, string) ([]netip.Addr, error) {
 	return nil, fmt.Errorf("no names in the lab")
 }
-func (l labUnderlay) Interfaces() ([]netip.Prefix, error)     { return l.host.Interfaces(), nil }
+func (l labUnderlay) Interfaces() ([]netip.Prefix, error) { return l.host.Interfaces(), nil }
+func (l labUnderlay) MapPort(context.Context, uint16, func([]netip.AddrPort)) error {
+	return nil
+}
 func (l labUnderlay) Changes(context.Context) <-chan struct{} { return nil }
 
 type labClock struct{ start time.Time }
