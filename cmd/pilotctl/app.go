@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -20,6 +21,7 @@ type program struct {
 	now            func() time.Time
 	newKey         func() (crypto.PrivateKey, error)
 	newNode        func(overlay.Config) (node, error)
+	lookup         func(ctx context.Context, server netip.AddrPort, name string) ([]string, error) // zero server: the system's
 
 	json bool // set by run
 }
@@ -56,7 +58,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
-			p.serveCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(),
+			p.serveCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
 			p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,

@@ -26,11 +26,12 @@ type settings struct {
 	name    string
 	servers []crypto.Server
 	tun     string // device name, or "auto"
-	dns     string // "hosts" or "off"
+	dns     string // "auto", "hosts" or "off"
+	search  bool   // bare names too
 	port    uint16 // 0: the stored one
 
 	services []services.Service
-	caFile  string // certificates for proxies; empty: the system's only
+	caFile   string // certificates for proxies; empty: the system's only
 }
 
 // rawSettings are settings as they were written. An empty field was not given.
@@ -39,10 +40,11 @@ type rawSettings struct {
 	Servers []string `toml:"servers"`
 	TUN     string   `toml:"tun"`
 	DNS     string   `toml:"dns"`
+	Search  bool     `toml:"dns_search"`
 	Port    int      `toml:"port"`
 
 	Services string `toml:"services"`
-	CAFile  string   `toml:"ca_file"`
+	CAFile   string `toml:"ca_file"`
 }
 
 // nodeFlags are the flags that name and place a node; runFlags those that only a
@@ -57,7 +59,8 @@ func nodeFlags() []cli.Flag {
 func runFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one (PILOT_TUN)"},
-		&cli.StringFlag{Name: "dns", Usage: "hosts: names of peers in the hosts file; off (PILOT_DNS)"},
+		&cli.StringFlag{Name: "dns", Usage: "how programs find peers by name: auto, by what this system has; hosts, by the hosts file; off (PILOT_DNS)"},
+		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too, where this system can do that"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
 		&cli.StringFlag{Name: "ca-file", Usage: "certificates in PEM to trust in HTTPS proxies besides the system's (PILOT_CA_FILE)"},
@@ -73,10 +76,11 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		Servers: c.StringSlice("server"),
 		TUN:     either(c.String("tun"), p.getenv("PILOT_TUN")),
 		DNS:     either(c.String("dns"), p.getenv("PILOT_DNS")),
+		Search:  c.Bool("dns-search"),
 		Port:    c.Int("port"),
 
 		Services: either(c.String("services"), p.getenv("PILOT_SERVICES")),
-		CAFile:  either(c.String("ca-file"), p.getenv("PILOT_CA_FILE")),
+		CAFile:   either(c.String("ca-file"), p.getenv("PILOT_CA_FILE")),
 	}
 	if len(r.Servers) == 0 {
 		r.Servers = strings.FieldsFunc(p.getenv("PILOT_SERVER"), func(r rune) bool { return r == ' ' || r == ',' })
@@ -96,6 +100,7 @@ func (r rawSettings) over(below rawSettings) rawSettings {
 	r.Name, r.TUN, r.DNS = either(r.Name, below.Name), either(r.TUN, below.TUN), either(r.DNS, below.DNS)
 	r.CAFile = either(r.CAFile, below.CAFile)
 	r.Services = either(r.Services, below.Services)
+	r.Search = r.Search || below.Search
 	if len(r.Servers) == 0 {
 		r.Servers = below.Servers
 	}
@@ -107,7 +112,7 @@ func (r rawSettings) over(below rawSettings) rawSettings {
 
 // check turns what was written into settings, or says what is wrong with it.
 func (r rawSettings) check() (settings, error) {
-	s := settings{name: r.Name, tun: either(r.TUN, "auto"), dns: either(r.DNS, "hosts"), caFile: r.CAFile}
+	s := settings{name: r.Name, tun: either(r.TUN, "auto"), dns: either(r.DNS, "auto"), search: r.Search, caFile: r.CAFile}
 	if r.Name != "" {
 		if err := ipam.ValidName(r.Name); err != nil {
 			return s, badInput(err, "a name is like alice or build-7")
@@ -125,8 +130,8 @@ func (r rawSettings) check() (settings, error) {
 	if len(s.servers) > maxServers {
 		return s, usagef("%d servers are too many: the most is %d", len(s.servers), maxServers)
 	}
-	if s.dns != "hosts" && s.dns != "off" {
-		return s, usagef("--dns %.40q: want hosts or off", s.dns)
+	if s.dns != "auto" && s.dns != "hosts" && s.dns != "off" {
+		return s, usagef("--dns %.40q: want auto, hosts or off", s.dns)
 	}
 	if s.tun == "userspace" {
 		return s, usagef("--tun userspace comes with a later release").WithHint("leave --tun out, and run as root")
@@ -168,7 +173,7 @@ func readConfig(path string) (rawSettings, error) {
 	defer f.Close()
 	r, err := parseConfig(f)
 	if err != nil {
-		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, services, port and ca_file")
+		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, dns_search, services, port and ca_file")
 	}
 	return r, nil
 }

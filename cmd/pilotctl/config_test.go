@@ -22,8 +22,8 @@ func TestParseConfig(t *testing.T) {
 		want        rawSettings
 	}{
 		{text: "", want: rawSettings{}},
-		{text: "name = \"alice\"\nservers = [\"a\", \"b\"]\ntun = \"p0\"\ndns = \"off\"\nport = 7\n",
-			want: rawSettings{Name: "alice", Servers: []string{"a", "b"}, TUN: "p0", DNS: "off", Port: 7}},
+		{text: "name = \"alice\"\nservers = [\"a\", \"b\"]\ntun = \"p0\"\ndns = \"off\"\ndns_search = true\nport = 7\n",
+			want: rawSettings{Name: "alice", Servers: []string{"a", "b"}, TUN: "p0", DNS: "off", Search: true, Port: 7}},
 		{text: "nmae = \"alice\"\n", fails: `unknown key "nmae"`},
 		{text: "name = 3\n", fails: "incompatible types"},
 		{text: "name = \"alice\n", fails: "line 1"},
@@ -60,6 +60,8 @@ func TestCheckSettings(t *testing.T) {
 		{"server without key", rawSettings{Servers: []string{"rdv.example"}}, true},
 		{"server with a wrong key", rawSettings{Servers: []string{"rdv.example#abc"}}, true},
 		{"dns", rawSettings{DNS: "yes"}, true},
+		{"dns auto", rawSettings{DNS: "auto"}, false},
+		{"dns hosts", rawSettings{DNS: "hosts"}, false},
 		{"userspace", rawSettings{TUN: "userspace"}, true},
 		{"port", rawSettings{Port: 65536}, true},
 		{"negative port", rawSettings{Port: -1}, true},

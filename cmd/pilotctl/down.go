@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -69,6 +70,11 @@ func stop(ctx context.Context, client *api.Client, wait time.Duration) (ran bool
 func tidy(at places, hosts string) error {
 	if err := api.RemoveStale(at.socket); err != nil {
 		return err
+	}
+	if runtime.GOOS == "darwin" {
+		if err := resolv.RemoveFiles(resolv.DefaultResolverDir); err != nil {
+			return systemError("remove what tells the system of the resolver", err)
+		}
 	}
 	id, err := readIdentity(at)
 	if err != nil {

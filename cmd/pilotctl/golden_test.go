@@ -7,6 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,10 +67,24 @@ func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, 
 		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, getenv: noEnvironment,
 		now:     func() time.Time { return apitest.Start().Add(10 * time.Minute) },
 		newNode: func(overlay.Config) (node, error) { return nil, errors.New("no node in this test") },
+		lookup:  fakeLookup,
 	}
 	status = p.run(ctx, append([]string{"pilotctl", "--state-dir", d.dir}, args...))
 	hide := strings.NewReplacer(d.dir, "$STATE")
 	return hide.Replace(out.String()), hide.Replace(errs.String()), status
+}
+
+// fakeLookup knows bob; of carol only the agent's resolver has heard.
+func fakeLookup(_ context.Context, server netip.AddrPort, name string) ([]string, error) {
+	switch {
+	case name == "bob.pilot.internal":
+		return []string{"fd50:494c:4f54::200"}, nil
+	case name == "fd50:494c:4f54::200":
+		return []string{"bob.pilot.internal"}, nil
+	case name == "carol.pilot.internal" && server.IsValid():
+		return []string{"fd50:494c:4f54::300"}, nil
+	}
+	return nil, &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
 }
 
 // Each case is run twice, for people and for programs. What is compared is all
@@ -118,6 +134,16 @@ func TestGolden(t *testing.T) {
 		{"resolve_nobody", nil, []string{"resolve", "dave"}},
 		{"resolve_nonsense", nil, []string{"resolve", "2001:db8::1"}},
 		{"netcheck", nil, []string{"netcheck"}},
+		{"dns_status", nil, []string{"dns", "status"}},
+		{"dns_status_resolved", func(a *apitest.Agent) { a.Me.Device.DNS = "resolved" }, []string{"dns", "status"}},
+		{"dns_status_notes", func(a *apitest.Agent) {
+			a.Me.Device.DNSNotes = []string{"systemd-resolved: does not run"}
+		}, []string{"dns", "status"}},
+		{"dns_query", nil, []string{"dns", "query", "bob"}},
+		{"dns_query_address", nil, []string{"dns", "query", "fd50:494c:4f54::200"}},
+		{"dns_query_unknown", nil, []string{"dns", "query", "dave.pilot.internal"}},
+		{"dns_query_not_system", nil, []string{"dns", "query", "carol"}},
+		{"dns_query_off", func(a *apitest.Agent) { a.Me.Device.DNS = "off" }, []string{"dns", "query", "carol"}},
 		{"whois", nil, []string{"whois", "[fd50:494c:4f54::200]:80"}},
 		{"whois_stranger", nil, []string{"whois", "fd50:494c:4f54::1"}},
 		{"help_serve", nil, []string{"serve", "--help"}},

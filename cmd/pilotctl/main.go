@@ -19,6 +19,7 @@ func main() {
 		now:     time.Now,
 		newKey:  crypto.GenerateKey,
 		newNode: openNode,
+		lookup:  lookupNames,
 	}
 	status := p.run(ctx, os.Args)
 	stop()

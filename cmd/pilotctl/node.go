@@ -12,6 +12,7 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 // A node is what the daemon runs: an overlay.Node, or a test's.
@@ -38,13 +39,13 @@ func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logge
 		Servers:    set.servers,
 		DeviceName: set.tun,
 		Port:       set.port,
+		DNS:        resolv.Mode(set.dns),
+		DNSSearch:  set.search,
+		HostsFile:  c.String("hosts-file"),
 		Takeover:   c.Bool("takeover"),
 		Services:   set.services,
 		Version:    release,
 		Logger:     logger,
-	}
-	if set.dns == "hosts" {
-		config.HostsFile = c.String("hosts-file")
 	}
 	if set.tun == "auto" {
 		config.DeviceName = freeDevice()

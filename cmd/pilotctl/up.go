@@ -230,6 +230,9 @@ func daemonArguments(c *cli.Context, at places) []string {
 	if c.IsSet("port") {
 		args = append(args, "--port", fmt.Sprint(c.Int("port")))
 	}
+	if c.Bool("dns-search") {
+		args = append(args, "--dns-search")
+	}
 	if c.Bool("takeover") {
 		args = append(args, "--takeover")
 	}
