@@ -73,7 +73,7 @@ func (n *Node) newServing() *serving {
 		}
 	}
 	s.publisher = publish.New(publish.Config{Own: n.cfg.Identity.Addr(), Rules: rules, Save: n.saveServed})
-	env := services.Env{Network: s.network, Whois: n.caller, Logger: n.log}
+	env := services.Env{Network: s.network, Whois: n.caller, Peer: n.trusted, StateDir: n.cfg.StateDir, Logger: n.log}
 	s.group = services.NewGroup(env, append(slices.Clone(n.cfg.Services), s.publisher)...)
 	return s
 }
@@ -104,6 +104,15 @@ func (n *Node) caller(ip netip.Addr) (services.Peer, bool) {
 		return services.Peer{}, false
 	}
 	return services.Peer{Name: b.Name, Addr: a, Fingerprint: b.Key.Fingerprint()}, true
+}
+
+// trusted says which active peer has a fingerprint, for services.
+func (n *Node) trusted(fp crypto.Fingerprint) (services.Peer, bool) {
+	b, ok := n.store.Lookup(fp)
+	if !ok || b.State != trust.Active {
+		return services.Peer{}, false
+	}
+	return services.Peer{Name: b.Name, Addr: ipam.AddrFromBytes(b.Addr), Fingerprint: fp}, true
 }
 
 func (n *Node) serviceStatus() []ServiceStatus {

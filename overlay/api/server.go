@@ -33,6 +33,9 @@ type Config struct {
 	Agent  Agent
 	Logger *slog.Logger
 	Stop   func() // asks the daemon to end; called once an answer to /v1/down is on its way
+	// Mounts are the owner's sides of services, by the path below which each
+	// is served, on both sockets. They set deadlines of their own. May be nil.
+	Mounts map[string]http.Handler
 }
 
 // A Server answers local programs about one agent.
@@ -40,11 +43,12 @@ type Server struct {
 	agent  Agent
 	logger *slog.Logger
 	stop   func()
+	mounts map[string]http.Handler
 }
 
 // NewServer returns a server that Run starts.
 func NewServer(c Config) *Server {
-	return &Server{agent: c.Agent, logger: c.Logger, stop: c.Stop}
+	return &Server{agent: c.Agent, logger: c.Logger, stop: c.Stop, mounts: c.Mounts}
 }
 
 // Run serves both sockets until ctx ends, and closes them. Calls under way are
@@ -144,6 +148,9 @@ func (s *Server) handler(govern bool) http.Handler {
 	})
 	governed("/v1/down", func(m *http.ServeMux, p string) { m.HandleFunc("POST "+p, s.down) })
 
+	for path, h := range s.mounts {
+		mux.Handle(path, h)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, Failure(overlay.Errorf(overlay.CodeNotFound, "no such call: %s %.100q", r.Method, r.URL.Path).
 			WithHint("the calls are listed in the documentation of package overlay/api")))

@@ -31,6 +31,11 @@ type Env struct {
 	Network Network
 	// Whois says who has a source address now. False: nobody who is trusted.
 	Whois func(netip.Addr) (Peer, bool)
+	// Peer says which trusted agent has a fingerprint now.
+	Peer func(crypto.Fingerprint) (Peer, bool)
+	// StateDir is where a service keeps what it must not lose, in a directory
+	// of its own name. The node holds the lock on it.
+	StateDir string
 	// Ready is called by the service once it listens.
 	Ready  func()
 	Logger *slog.Logger

@@ -16,7 +16,7 @@ import (
 
 // A courier delivers the queue: to each peer one item after the other, oldest
 // first, to several peers at a time. A peer that does not answer is tried again
-// after 2, 4, 8 ... 300 seconds, or when it is heard of. What a peer refuses for
+// after 2, 4, 8 ... 60 seconds, or when it is heard of. What a peer refuses for
 // good is marked as failed and does not hold up what comes after it.
 type courier struct {
 	queue  *Queue
@@ -32,7 +32,7 @@ type courier struct {
 const (
 	deliveries = 4
 	firstRetry = 2 * time.Second
-	lastRetry  = 5 * time.Minute
+	lastRetry  = time.Minute
 )
 
 func newCourier(q *Queue, c Config) *courier {

@@ -76,6 +76,7 @@ func (x *Exchange) answer(w http.ResponseWriter, r *http.Request, peer services.
 		refuse(http.StatusTooManyRequests, CodeQuota, "more than %d requests at once", maxAtWork).retry().write(w)
 		return
 	}
+	x.courier.kick(peer.Fingerprint) // it is there
 	c := &call{box: b, w: w, r: r, peer: peer}
 	if err := c.route(); err != nil {
 		e := asError(err)
@@ -308,6 +309,9 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		b.since = 0
 		b.rc.SetReadDeadline(time.Now().Add(bodyTime))
 	}
+	if err == io.EOF {
+		b.rc.SetReadDeadline(time.Time{}) // what comes now takes the time it takes
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = refuse(http.StatusRequestTimeout, CodeTimeout, "the body came too slowly").retry()
 	}
@@ -339,6 +343,8 @@ func paced(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, finis
 	p := pacedWriter{w, http.NewResponseController(w)}
 	if r.ContentLength != 0 {
 		p.rc.SetReadDeadline(time.Now().Add(bodyTime))
+	} else {
+		p.rc.SetReadDeadline(time.Time{})
 	}
 	return p, func() { p.rc.SetWriteDeadline(time.Now().Add(readerTime)) }
 }

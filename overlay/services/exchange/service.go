@@ -2,34 +2,60 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pilotnet/pilot/overlay/services"
 )
 
-// Service is the exchange as the frame of services runs it. It may be started
-// again after a failure.
-type Service struct{ *Exchange }
+// A Service is the exchange as the frame of services runs it, in the directory
+// exchange of the agent's state.
+type Service struct{ open atomic.Pointer[Exchange] }
+
+// NewService returns the service.
+func NewService() *Service { return new(Service) }
 
 // Name implements services.Service.
-func (Service) Name() string { return "exchange" }
+func (*Service) Name() string { return "exchange" }
 
 // Port implements services.Service.
-func (Service) Port() uint16 { return Port }
+func (*Service) Port() uint16 { return Port }
 
 // Run implements services.Service: it answers peers, delivers the queue and tidies
 // up.
-func (s Service) Run(ctx context.Context, env services.Env) error {
+func (s *Service) Run(ctx context.Context, env services.Env) error {
+	x, err := New(Config{Dir: filepath.Join(env.StateDir, "exchange"), Peer: env.Peer, Logger: env.Logger})
+	if err != nil {
+		return err
+	}
 	l, err := env.Listen(ctx, Port, nil)
 	if err != nil {
-		return fmt.Errorf("exchange: %w", err)
+		return errors.Join(fmt.Errorf("exchange: %w", err), x.Close())
 	}
-	defer l.Shut()
+	s.open.Store(x)
 	env.Ready()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.Serve(ctx, l, env.Whois) })
-	g.Go(func() error { return s.Exchange.Run(ctx) })
-	return g.Wait()
+	g.Go(func() error { return x.Serve(ctx, l, env.Whois) })
+	g.Go(func() error { return x.Run(ctx) })
+	err = g.Wait()
+	l.Shut()
+	s.open.Store(nil)
+	return errors.Join(err, x.Close())
+}
+
+// Owner returns the owner's side, and the path below which it is to be served.
+func (s *Service) Owner() (string, http.Handler) {
+	return OwnerPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x := s.open.Load()
+		if x == nil {
+			refuse(http.StatusServiceUnavailable, CodeInternal, "the data exchange does not run").hint("pilotctl status says why").retry().write(w)
+			return
+		}
+		x.Owner().ServeHTTP(w, r)
+	})
 }
