@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os/signal"
 	"slices"
 	"syscall"
@@ -78,16 +79,16 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	logger.Info("daemon is up", "version", release, "address", id.Addr().String(), "socket", at.socket)
-	err = serve(ctx, n, sockets, logger)
+	err = serve(ctx, n, sockets, mounts(set.services), logger)
 	logger.Info("daemon is down")
 	return err
 }
 
 // serve runs the node and the local interface to it until one of them ends.
-func serve(ctx context.Context, n node, sockets *api.Sockets, logger *slog.Logger) error {
+func serve(ctx context.Context, n node, sockets *api.Sockets, owners map[string]http.Handler, logger *slog.Logger) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	server := api.NewServer(api.Config{Agent: n, Logger: logger, Stop: stop})
+	server := api.NewServer(api.Config{Agent: n, Logger: logger, Stop: stop, Mounts: owners})
 	group, both := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer stop()
