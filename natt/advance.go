@@ -22,6 +22,7 @@ func (a *Agent) Advance(now time.Time) []Action {
 		}
 	}
 	a.round()
+	a.run()
 	if a.connected {
 		a.probe()
 	}
@@ -92,6 +93,7 @@ func (a *Agent) Next() time.Time {
 	sooner(a.refreshAt())
 	sooner(a.roundAt())
 	sooner(a.rounds.again)
+	sooner(a.runAt())
 	for _, r := range a.routes {
 		if a.connected {
 			sooner(r.probes.next())

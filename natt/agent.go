@@ -43,6 +43,10 @@ package natt
 // link-local, multicast, broadcast and unspecified addresses, those of the overlay itself and private ones that are on
 // none of our links are never challenged on a peer's word.
 //
+// # Hard NATs
+//
+// See run.go.
+//
 // # Failure
 //
 // Traffic, not a timer, finds a dead path. If we sent and heard nothing over the path in use for half of
@@ -92,6 +96,13 @@ const (
 	// ActPunch: send a packet to Path that opens our NAT but does not arrive: its time to live is TTL. Owners that cannot
 	// do that do nothing.
 	ActPunch
+	// ActPool: open Pool.Sockets sockets, let each send openers (the TTLs of OpenerTTL, one round after the other) to
+	// Path.Remote, and call Pooled. Paths that start at them carry their numbers.
+	ActPool
+	// ActPoolEnd: close the sockets of pools that the agent does not use (Uses).
+	ActPoolEnd
+	// ActProbe: send a path challenge with Token over Path, in as small a frame as can be. Nobody waits for the answer.
+	ActProbe
 	// ActLost: no path answers any more. Path stays in use until the next ActUse, but the owner should try to reach
 	// the peer anew, with a handshake wherever the peer may be.
 	ActLost
@@ -106,7 +117,7 @@ type Action struct {
 	Size       int         // ActChallenge
 	Candidates []Candidate // ActCandidates; not to be changed
 	Traits     Traits      // ActCandidates
-	Pool       Pool        // ActCandidates
+	Pool       Pool        // ActCandidates, ActPool
 	TTL        int         // ActPunch
 	Budget     int         // ActUse
 }
@@ -119,6 +130,8 @@ type AgentConfig struct {
 	Rand io.Reader
 	// Exclude is the overlay's own prefix, into which nothing is sent; fd50:494c:4f54::/48 if zero.
 	Exclude netip.Prefix
+	// Gate is shared by agents of which one at a time may search for a hard NAT's ports; nil: this agent has its own.
+	Gate *Gate
 	// Loopback lets paths over loopback addresses exist where the peer itself was heard from there; for tests.
 	Loopback bool
 }
@@ -160,6 +173,7 @@ type Agent struct {
 	use     usage
 	watch   watch
 	rounds  rounds
+	runs    runs
 	inbound *route    // over which the peer's data came last
 	traffic time.Time // last user data in either direction
 	told    time.Time // last call of Active
@@ -174,6 +188,9 @@ func NewAgent(cfg AgentConfig) *Agent {
 	}
 	if !cfg.Exclude.IsValid() {
 		cfg.Exclude = overlayPrefix
+	}
+	if cfg.Gate == nil {
+		cfg.Gate = new(Gate)
 	}
 	return &Agent{cfg: cfg}
 }
@@ -226,8 +243,12 @@ func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
 
 // SetOffer tells the agent that the peer's offer arrived in the session.
 func (a *Agent) SetOffer(now time.Time, o Offer) {
+	a.at(now)
 	a.theirs = o.Traits
-	a.SetRemote(now, o.Candidates)
+	a.poolOffered(o.Pool)
+	if o.Pool.Sockets == 0 || !slices.Equal(o.Candidates, a.remote) {
+		a.SetRemote(now, o.Candidates)
+	}
 }
 
 // SetRemote tells the agent that the peer's list of addresses arrived in the session.
@@ -338,6 +359,7 @@ func (a *Agent) Challenged(now time.Time, p Path, t Token, size int) {
 	if len(a.responses) < maxResponses {
 		a.responses = append(a.responses, Action{Kind: ActResponse, Path: p, Token: t})
 	}
+	a.met(p)
 	if r := a.reached(p); r != nil {
 		if r != a.use.route {
 			a.suspect() // perhaps the peer asks here because ours is dead
@@ -369,7 +391,7 @@ func (a *Agent) Responded(now time.Time, p Path, t Token) {
 	a.at(now)
 	r := a.find(p)
 	if r == nil {
-		return
+		return // to a probe, at most: the path is challenged when the peer is heard over it
 	}
 	c, ok := r.answer(a.now, t)
 	if !ok {
@@ -397,6 +419,7 @@ func (a *Agent) Active(now time.Time, sent, received bool) {
 	}
 	slept := a.asleep()
 	a.traffic = a.now
+	a.flowed()
 	heard := received && a.inbound == a.use.route
 	if heard {
 		a.watch.heard()
@@ -448,6 +471,7 @@ func (a *Agent) Relays(now time.Time, paths []Path) {
 // measured is in doubt. If the peer is idle this is looked into when there is traffic again.
 func (a *Agent) NetworkChanged(now time.Time) {
 	a.at(now)
+	a.refill()
 	switch {
 	case !a.connected:
 	case a.asleep():
@@ -460,6 +484,7 @@ func (a *Agent) NetworkChanged(now time.Time) {
 // recheck forgets what was measured and measures it anew.
 func (a *Agent) recheck() {
 	a.changed = false
+	a.refill()
 	a.rounds.told = false
 	a.rounds.next = 0
 	a.rounds.start = true

@@ -11,6 +11,9 @@ import (
 // the NATs of a home, the second those of a carrier as well.
 var openerTTL = [...]int{3, 5}
 
+// OpenerTTL returns the times to live of the openers, in their order.
+func OpenerTTL() []int { return openerTTL[:] }
+
 const (
 	openerPause = 5 * time.Millisecond  // between the openers of a route
 	goMargin    = 20 * time.Millisecond // for what the relay's round trip varies

@@ -65,7 +65,7 @@ func (a *Agent) sendList() {
 	if r := a.use.route; r != nil {
 		a.rounds.sentAt = a.now
 		a.actions = append(a.actions, Action{
-			Kind: ActCandidates, Path: r.path, Candidates: a.local, Traits: a.traits,
+			Kind: ActCandidates, Path: r.path, Candidates: a.local, Traits: a.traits, Pool: a.runs.pool,
 		})
 	}
 }

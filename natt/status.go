@@ -101,6 +101,8 @@ func (a *Agent) whyNotDirect() string {
 			plural(len(a.remote), "address", "addresses")))
 	case a.oneFamily() != "":
 		why = append(why, a.oneFamily())
+	case a.hardReason() != "":
+		why = append(why, a.hardReason())
 	case probing > 0:
 		why = append(why, "trying "+plural(listed, "address", "addresses")+" now")
 	case tried > 0:
@@ -122,6 +124,36 @@ func (a *Agent) whyNotDirect() string {
 		why = append(why, fmt.Sprintf("tried again in %s", next.Sub(a.now).Round(time.Second)))
 	}
 	return strings.Join(why, "; ")
+}
+
+// hardReason says what hard NATs there are and what became of the search.
+func (a *Agent) hardReason() string {
+	var why string
+	switch {
+	case a.traits.Hard() && a.theirs.Hard():
+		return fmt.Sprintf("both NATs are hard (ours maps by %s, the peer's by %s): ask for a port mapping or IPv6", a.traits.Mapping, a.theirs.Mapping)
+	case a.traits.Hard():
+		why = fmt.Sprintf("our NAT is hard (it maps by %s)", a.traits.Mapping)
+	case a.theirs.Hard():
+		why = fmt.Sprintf("the peer's NAT is hard (it maps by %s)", a.theirs.Mapping)
+	default:
+		return ""
+	}
+	n, _ := a.spentRuns()
+	_, known := a.peerSeen()
+	switch {
+	case a.runs.phase == runSearch:
+		return why + fmt.Sprintf(": searching its ports, %d of %d tried", len(a.runs.tried), maxProbes)
+	case a.runs.phase != runIdle:
+		return why + ": the peer searches our ports"
+	case !known:
+		return why + ", and no server told the peer its public address"
+	case n > 0:
+		return why + fmt.Sprintf(": %d of %d searches of these ten minutes found nothing", n, runsKept)
+	case a.cfg.Gate.holder != nil:
+		return why + ": waits for the search for another peer to end"
+	}
+	return why + ": its ports are searched when data has taken the relay for a moment"
 }
 
 // oneFamily says so if the two sides have addresses of different families only.

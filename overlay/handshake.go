@@ -99,7 +99,7 @@ func (l *link) sendInit(now instant, msg []byte, tries int) {
 		if tries == 0 {
 			// A rekey over a path that works needs no other.
 			for _, a := range direct {
-				l.loop.datagram(a, msg)
+				l.loop.datagramVia(p.Socket, a, msg)
 			}
 			return
 		}
@@ -342,7 +342,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	if e.path.Relayed() {
 		l.loop.frame(e.path, msg)
 	} else {
-		l.loop.datagram(e.path.Remote, msg)
+		l.loop.datagramVia(e.path.Socket, e.path.Remote, msg)
 	}
 	return parsed
 }

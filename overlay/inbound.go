@@ -26,6 +26,7 @@ type inbound struct {
 	joined []byte // packets that came in halves, until they are written
 	now    time.Duration
 	snap   *snapshot
+	heard  bool // an authenticated frame came
 }
 
 const joinedSize = 64 << 10
@@ -181,6 +182,7 @@ func (in *inbound) data(b []byte, from natt.Path) {
 		}
 		return
 	}
+	in.heard = true
 	p := e.peer
 	if !e.confirmed.Load() && e.confirmed.CompareAndSwap(false, true) &&
 		!in.tell(event{kind: evConfirm, entry: e, path: from}) {

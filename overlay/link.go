@@ -27,6 +27,7 @@ type link struct {
 	agent  *natt.Agent
 	use    natt.Action // the agent's last ActUse
 	bridge bridge
+	pool   *pool // nil: none
 	legs   []*leg
 	seen   map[natt.Path]time.Time // relay paths that the peer used towards us
 	home   netip.AddrPort          // cached direct endpoint
@@ -238,6 +239,7 @@ func (l *link) remove(s *liveSession) {
 // disconnect ends all sessions. The peer's pair states stay.
 func (l *link) disconnect() {
 	l.peer.tx.Store(nil)
+	l.closePool(l.loop.now())
 	for len(l.sessions) > 0 {
 		l.remove(l.sessions[len(l.sessions)-1])
 	}
@@ -354,6 +356,9 @@ func (l *link) nextDeadline(now instant) time.Time {
 
 // act carries out what the path machine asks for.
 func (l *link) act(now instant, a *natt.Action) {
+	if a.Kind == natt.ActPoolEnd {
+		l.prunePool(now)
+	}
 	if l.active == nil {
 		return
 	}
@@ -362,6 +367,11 @@ func (l *link) act(now instant, a *natt.Action) {
 	case natt.ActChallenge:
 		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemChallenge, a.Token, a.Size), a.Size)
 		send.flush()
+	case natt.ActProbe:
+		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemChallenge, a.Token, 0), 0)
+		send.flush()
+	case natt.ActPool:
+		l.openPool(now, a)
 	case natt.ActResponse:
 		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemResponse, a.Token, a.Size), 0)
 		send.flush()
@@ -426,6 +436,8 @@ func (l *link) received(now instant, e event) {
 		if len(e.body) == pingBody && l.active != nil {
 			l.loop.send.item(l.peer, l.over(e.path), appendItem(nil, itemPong, e.body), 0)
 			l.loop.send.flush()
+			l.rxPackets.Add(1) // as the sender counts it
+			l.loop.wake(l.peer)
 		}
 	case itemPong:
 		l.loop.pong(now, e)

@@ -41,6 +41,7 @@ type loop struct {
 	byPeer     map[*peer]*link
 	waits      map[uint32]*link // our INITs under way
 	alarms     alarms
+	gate       natt.Gate // of searches for hard NATs' ports
 	servers    []*home
 	hosts      map[string]*serverHost
 	proxies    Proxies
@@ -291,6 +292,9 @@ func (l *loop) everyMinute(now instant) {
 		if !k.peer.policy.Load().live(now.boot) {
 			l.refresh(now, key)
 		}
+		if !k.agent.Searching() {
+			k.prunePool(now)
+		}
 	}
 	l.lookAtNetwork(now)
 	l.releaseSpare(now)
@@ -346,6 +350,7 @@ func (l *loop) updateCandidates(now instant) {
 // shutdown says goodbye: peers and servers need not find out by waiting.
 func (l *loop) shutdown() {
 	for _, k := range l.links {
+		k.closePool(l.now())
 		if k.active != nil {
 			k.item(itemClose, []byte{closeShutdown})
 		}

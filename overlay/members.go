@@ -58,7 +58,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 	k := &link{
 		peer: p, loop: l, seen: map[natt.Path]time.Time{},
 		agent: natt.NewAgent(natt.AgentConfig{
-			Controlling: l.id.Key.Public().Compare(book.Key) < 0, Exclude: ipam.Prefix(),
+			Controlling: l.id.Key.Public().Compare(book.Key) < 0, Exclude: ipam.Prefix(), Gate: &l.gate,
 		}),
 	}
 	k.alarm.ring = k.advance
