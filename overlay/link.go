@@ -36,6 +36,7 @@ type link struct {
 	rx, tx  uint64        // counters at the last tick
 	acked   time.Duration // when we last sent for the sake of being heard
 	busy    time.Duration // when user data last flowed
+	heard   bool          // the peer sent last
 	doubted time.Duration // when the relays were last asked
 	hush    hush
 	gone    string // why the peer is believed away, for status
@@ -143,6 +144,7 @@ func (l *link) publish() {
 	if t.room = room(t.path, t.budget); t.double() {
 		t.room = min(t.room, room(t.also, frameBase))
 	}
+	l.release(t) // what waited goes before what comes
 	l.peer.tx.Store(t)
 	l.peer.wanted.Store(false)
 	l.release(t)
@@ -276,11 +278,18 @@ func (l *link) tick(now instant) {
 		}
 	}
 	if received || sent {
-		l.busy = now.boot
+		l.busy, l.heard = now.boot, received
 		l.agent.Active(now.wall, sent, received)
 		if l.active != nil && l.stale(now) {
 			l.connect(now)
 		}
+	}
+	if l.heard && now.boot-l.busy >= ackAfter {
+		// What flowed towards us has stopped. Either it is over, or we are not
+		// where the peer sends any more and have nothing to say that would
+		// show it: as if we had sent, so that the agent asks once.
+		l.heard = false
+		l.agent.Active(now.wall, true, false)
 	}
 	if sent {
 		l.acked = now.boot

@@ -354,3 +354,25 @@ func TestExpiry(t *testing.T) {
 		}
 	})
 }
+
+// An agent that only receives notices that its own address has changed: what
+// stops coming in makes it ask.
+func TestReceiverMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
+		w.befriend(alice, bob, "7", "7")
+		alice.pathTo("bob", "direct")
+		bob.pathTo("alice", "direct")
+		done := make(chan result)
+		go func() { done <- stream(bob, alice, 10000, time.Millisecond) }()
+		pass(3 * time.Second)
+		alice.router.ChangeIP(netip.MustParseAddr("203.0.113.78"))
+		r := <-done
+		t.Logf("lost %d of 10000, longest gap %v", r.lost, r.gap)
+		if r.gap > 2*time.Second {
+			t.Errorf("%+v", r)
+		}
+	})
+}
