@@ -23,7 +23,7 @@ type ways struct {
 	port     uint16 // of the UDP way in use
 	socket   uint16 // of the carrier in use; 0: UDP
 	carriers map[int]*carrying
-	prober   *relay.Visitor
+	probers  map[uint16]*relay.Visitor // by port
 	failed   map[relay.Rung]string // why the last attempt on a rung came to nothing
 	warning  string                // about the certificate
 }
@@ -51,7 +51,7 @@ func (l *loop) newWays(h *serverHost) ways {
 		ladder:   relay.NewLadder(relay.LadderConfig{Port: h.server.Port, Proxy: proxy != nil}),
 		port:     h.server.Port,
 		carriers: map[int]*carrying{},
-		prober:   relay.NewVisitor(relay.VisitorConfig{Server: h.server.Key}),
+		probers:  map[uint16]*relay.Visitor{},
 		failed:   map[relay.Rung]string{},
 	}
 	if err != nil {
@@ -156,7 +156,10 @@ func (l *loop) probe(now instant, h *serverHost, port uint16) {
 	if !ok {
 		return
 	}
-	b, err := h.prober.Open(now.wall, nil)
+	if h.probers[port] == nil {
+		h.probers[port] = relay.NewVisitor(relay.VisitorConfig{Server: h.server.Key})
+	}
+	b, err := h.probers[port].Open(now.wall, nil)
 	if err != nil {
 		l.log.Error("cannot ask a server", "err", err)
 		return
@@ -166,10 +169,11 @@ func (l *loop) probe(now instant, h *serverHost, port uint16) {
 
 // probed takes the answer to a probe.
 func (l *loop) probed(now instant, h *serverHost, e event) bool {
-	if h.prober.Receive(now.wall, e.body) != nil {
+	prober := h.probers[e.path.Remote.Port()]
+	if e.path.Socket != 0 || prober == nil || prober.Receive(now.wall, e.body) != nil {
 		return false
 	}
-	again := h.prober.Advance(now.wall)
+	again := prober.Advance(now.wall)
 	for _, b := range again {
 		l.datagramVia(e.path.Socket, e.path.Remote, b)
 	}

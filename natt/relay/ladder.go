@@ -118,11 +118,7 @@ type dialed struct {
 	up   bool
 }
 
-// idUDP443 stands in the place of a carrier's number for UDP to port 443, and 0
-// for UDP to the own port.
-const idUDP443 = -int(RungUDP443)
-
-// A quit is a carrier (or UDP) that is not in use any more.
+// A quit is a carrier (or UDP, with a number as Ladder.id says) that is not in use any more.
 type quit struct {
 	id          int
 	leave, shut time.Time
@@ -164,15 +160,20 @@ func (l *Ladder) Heard(now time.Time, by Rung) {
 		if !l.rung.Stream() && now.Sub(l.won) > flapping {
 			l.every = retestUDP
 		}
-	case by < l.rung && !by.Stream():
-		if l.rung.Stream() {
-			l.won = now
-		}
-		l.rest()
-		l.use(now, by, -int(by))
-	case by == RungUDP443 && l.step > 0 && l.standby.IsZero():
-		l.standby = now.Add(standbyWait)
+	case by == RungUDP:
+		l.descend(now, by)
+	case by == RungUDP443 && (l.rung.Stream() || l.step > 0) && l.standby.IsZero():
+		l.standby = now.Add(standbyWait) // the own port may answer yet
 	}
+}
+
+// descend takes UDP, which has answered, into use.
+func (l *Ladder) descend(now time.Time, r Rung) {
+	if l.rung.Stream() {
+		l.won = now
+	}
+	l.rest()
+	l.use(now, r, -int(r))
 }
 
 // rest ends the climb and with it what is being dialled for nothing better.
@@ -186,7 +187,10 @@ func (l *Ladder) rest() {
 }
 
 func (l *Ladder) calm() {
-	l.asked, l.step, l.wait, l.hold, l.standby = time.Time{}, 0, 0, time.Time{}, time.Time{}
+	l.asked, l.step, l.wait, l.hold = time.Time{}, 0, 0, time.Time{}
+	if !l.rung.Stream() {
+		l.standby = time.Time{} // the way in use answers
+	}
 }
 
 func (l *Ladder) quitting(id int) bool {
@@ -199,7 +203,7 @@ func (l *Ladder) use(now time.Time, r Rung, id int) {
 		l.every = min(2*l.every, retestMost)
 	}
 	l.quit = append(l.quit, quit{id: l.id, leave: now.Add(leaveAfter), shut: now.Add(closeAfter)})
-	l.rung, l.id, l.rtt = r, id, 0
+	l.rung, l.id, l.rtt, l.standby = r, id, 0, time.Time{}
 	l.quit = slices.DeleteFunc(l.quit, func(q quit) bool { return q.id == id })
 	for _, d := range slices.Clone(l.dials) {
 		if d.id != id && d.rung >= r && !l.quitting(d.id) {
@@ -345,8 +349,7 @@ func (l *Ladder) Advance(now time.Time) []LadderAction {
 		}
 	}
 	if !l.standby.IsZero() && !now.Before(l.standby) {
-		l.rest()
-		l.use(now, RungUDP443, idUDP443)
+		l.descend(now, RungUDP443)
 	}
 	for l.step > 0 && !now.Before(l.stepAt) {
 		l.climbStep(now)

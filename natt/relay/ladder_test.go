@@ -19,6 +19,7 @@ type scene struct {
 	through map[Rung]bool
 	refused map[uint16]bool // ports whose dials fail at once
 	rtt     time.Duration
+	slower  time.Duration // by so much is the own port slower than 443
 	answers []answer
 	open    map[int]Rung
 	used    map[int]uint16
@@ -62,7 +63,11 @@ func (s *scene) act(a LadderAction) {
 	case LadderProbe:
 		note("probe %d", a.Port)
 		if s.through[a.Rung] {
-			s.after(s.rtt, func() { s.l.Heard(s.now, a.Rung) })
+			wait := s.rtt
+			if a.Rung == RungUDP {
+				wait += s.slower
+			}
+			s.after(wait, func() { s.l.Heard(s.now, a.Rung) })
 		}
 	case LadderDial:
 		note("dial %v %d", a.Rung, a.Port)
@@ -257,6 +262,25 @@ func TestLadderBlockedAndBack(t *testing.T) {
 	s.run(30 * time.Second)
 	// 520 ms and 25 s after its start the stream is doubted; 10 s of that were over.
 	s.want("15520 probe 3478", "15520 probe 443", "15560 use udp", "17560 leave 1", "19560 close tls 443")
+}
+
+// Both UDP ports come back, and 443 answers first, while the stream answers too:
+// the own port is used. If only 443 comes back that is.
+func TestLadderBackTo443(t *testing.T) {
+	for _, both := range []bool{true, false} {
+		s := newScene(t, LadderConfig{Port: 3478}, RungTLS)
+		s.ask()
+		s.run(10 * time.Second)
+		s.through[RungUDP], s.through[RungUDP443], s.slower = both, true, time.Millisecond
+		for range 300 {
+			s.ask()
+			s.run(100 * time.Millisecond)
+		}
+		want := map[bool]Rung{true: RungUDP, false: RungUDP443}[both]
+		if s.l.Rung() != want {
+			t.Errorf("on %v, want %v", s.l.Rung(), want)
+		}
+	}
 }
 
 // The stream dies: the next climb begins with streams.
