@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 	"time"
 
@@ -22,6 +23,8 @@ type program struct {
 	newKey         func() (crypto.PrivateKey, error)
 	newNode        func(overlay.Config) (node, error)
 	lookup         func(ctx context.Context, server netip.AddrPort, name string) ([]string, error) // zero server: the system's
+
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // to services of peers; nil: the host's network
 
 	json bool // set by run
 }
@@ -58,7 +61,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
-			p.serveCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
+			p.serveCommand(), p.fileCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
 			p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,
@@ -92,6 +95,7 @@ func (p *program) aliases() []*cli.Command {
 		called("pending", p.pendingCommand()),
 		called("approve", p.approveCommand()),
 		called("untrust", p.revokeCommand()),
+		called("send-file", p.sendFileCommand()),
 	}
 }
 

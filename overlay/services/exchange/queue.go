@@ -147,7 +147,7 @@ func (m *meter) Write(p []byte) (int, error) {
 		used += it.Size
 	}
 	if used+int64(len(p)) > q.limit {
-		e := refuse(http.StatusInsufficientStorage, CodeQuota, "the queue holds at most %d bytes", q.limit).hint("pilotctl file queue lists what waits")
+		e := refuse(http.StatusInsufficientStorage, CodeQuota, "the queue holds at most %d bytes", q.limit).hint("pilotctl file ls queue shows what waits")
 		e.Quota, e.Used = q.limit, used
 		return 0, e
 	}
