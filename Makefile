@@ -7,7 +7,7 @@ TESTFLAGS  ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz demo clean
+.PHONY: build test race plain allocs vet lint cross fuzz demo nat clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -59,6 +59,10 @@ fuzz:
 		target=$${target#func }; echo "$$target in $${file%/*}"; \
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
 	done
+
+# Real NATs, measured: needs root and the lab. Goes on where it was interrupted.
+nat:
+	PILOT_NAT=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNATs$$' ./cmd/pilotctl/e2e
 
 demo: build
 	./pilotctl demo

@@ -31,6 +31,9 @@ func meet(t *testing.T, a, b natlab.Kind, want string) {
 	defer w.close()
 	alice, bob := w.agent("alice", a), w.agent("bob", b)
 	w.befriend(alice, bob, "7", "7")
+	eventually(t, "both know each other", func() bool {
+		return alice.plane.snapshot.Load().peers[bob.cfg.Identity.Node] != nil && bob.plane.snapshot.Load().peers[alice.cfg.Identity.Node] != nil
+	})
 	began := time.Now()
 	go func() {
 		for time.Since(began) < 10*time.Second && alice.peer("bob").Path != "direct" {
