@@ -63,7 +63,7 @@ func (r *resolved) check()                   { r.sound = false }
 // set does nothing if all stands as it did: the names are asked for one by one.
 func (r *resolved) set(ctx context.Context, _ []Entry) error {
 	err := r.apply(ctx)
-	if err != nil && r.link != 0 {
+	if err != nil && r.link != 0 && ctx.Err() == nil { // at the end undo has its turn
 		err = errors.Join(err, r.undo(ctx))
 	}
 	if err != nil {
@@ -167,25 +167,27 @@ func (r *resolved) probe(ctx context.Context) (err error) {
 	return fmt.Errorf("names do not come through: %w", err)
 }
 
-// undo gives the link its state back, if it is still there.
+// undo gives the link its state back, if it is still there. When it fails it can
+// be called again.
 func (r *resolved) undo(ctx context.Context) error {
 	if r.link == 0 {
 		return nil
 	}
-	link := r.link
-	r.link, r.owner, r.sound = 0, "", false
-	if r.connect(ctx) != nil {
-		return nil // without it there are no settings
+	r.owner, r.sound = "", false
+	if err := r.connect(ctx); err != nil {
+		return err
 	}
-	err := r.call(ctx, "RevertLink", int32(link)).Err
+	err := r.call(ctx, "RevertLink", int32(r.link)).Err
 	var e dbus.Error
 	if errors.As(err, &e) && (e.Name == resolvedName+".NoSuchLink" || e.Name == "org.freedesktop.DBus.Error.ServiceUnknown" ||
 		e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner") {
-		return nil // they went with the link, or with the service
+		r.link = 0 // they went with the link, or with the service
+		return nil
 	}
 	if err != nil {
 		return err
 	}
+	r.link = 0
 	return r.call(ctx, "FlushCaches").Err
 }
 

@@ -285,6 +285,38 @@ func TestResolved(t *testing.T) {
 	}
 }
 
+// TestResolvedEndsBusy: an end that comes while the service is looked at again
+// takes everything back all the same.
+func TestResolvedEndsBusy(t *testing.T) {
+	t.Parallel()
+	bus := startBus(t, t.TempDir())
+	f := startFake(t, bus, new(fake))
+	r := newResolved(Config{
+		Device: "lo", Server: testServer, Domain: testDomain, Reverse: testReverse, Probe: testProbe,
+	})
+	r.bus, r.paths, r.stub = bus, testPaths(t), startStub(t)
+	defer r.close()
+	must(t, r.set(t.Context(), nil))
+	f.take()
+	r.check()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.set(ended, nil); err == nil {
+		t.Error("set after the end")
+	}
+	if err := r.undo(ended); err == nil {
+		t.Error("undo without a way to do it")
+	}
+	must(t, r.undo(t.Context()))
+	if got := f.take(); len(got) < 2 || !strings.HasPrefix(got[len(got)-2], "RevertLink ") || got[len(got)-1] != "FlushCaches" {
+		t.Errorf("calls at the end %q", got)
+	}
+	must(t, r.undo(t.Context()))
+	if got := f.take(); len(got) != 0 {
+		t.Errorf("calls after the end %q", got)
+	}
+}
+
 // TestResolvedRestart: a new owner of the name knows nothing and is told again.
 func TestResolvedRestart(t *testing.T) {
 	t.Parallel()
