@@ -72,10 +72,13 @@ func (l *loop) resolve(h *serverHost) {
 		addrs, err := l.underlay.LookupNetIP(ctx, h.server.Host)
 		l.post(func(now instant) {
 			h.resolving, h.looked, h.err = false, now.wall, err
-			if len(addrs) > 0 {
-				h.addrs = addrs
-				l.publishServers()
+			switch {
+			case len(addrs) > 0:
+				h.addrs, h.standIn = addrs, false
+			case len(h.addrs) == 0 && h.proxied:
+				h.addrs, h.standIn = []netip.Addr{standIn(h.server)}, true
 			}
+			l.publishServers()
 			for _, s := range l.servers {
 				if s.host == h {
 					s.advance(now)
@@ -94,6 +97,9 @@ func (l *loop) publishServers() {
 		if a, ok := h.addr(); ok {
 			n.servers[a] = true
 			n.servers[netip.AddrPortFrom(a.Addr(), udpTLS)] = true
+		}
+		for _, c := range h.carriers {
+			n.servers[c.remote] = true
 		}
 	}
 	l.snapshot.Store(&n)

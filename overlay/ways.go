@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -20,12 +21,15 @@ import (
 type ways struct {
 	ladder   *relay.Ladder
 	alarm    alarm
-	port     uint16 // of the UDP way in use
-	socket   uint16 // of the carrier in use; 0: UDP
+	port     uint16         // of the UDP way in use
+	socket   uint16         // of the carrier in use; 0: UDP
+	remote   netip.AddrPort // that this carrier stands for
+	proxied  bool           // there is a proxy
+	standIn  bool           // the name cannot be resolved here, only by the proxy
 	carriers map[int]*carrying
 	probers  map[uint16]*relay.Visitor // by port
-	failed   map[relay.Rung]string // why the last attempt on a rung came to nothing
-	warning  string                // about the certificate
+	failed   map[relay.Rung]string     // why the last attempt on a rung came to nothing
+	warning  string                    // about the certificate
 }
 
 // A carrying is a carrier that is being opened (number 0) or open.
@@ -33,7 +37,17 @@ type carrying struct {
 	rung   relay.Rung
 	cancel context.CancelFunc
 	conn   *relay.Carrier
+	remote netip.AddrPort
 	number uint16
+}
+
+// standIn is the address that a server has in paths if only a proxy can resolve its
+// name: one of 100::/64, where nothing is ever sent (RFC 6666).
+func standIn(s crypto.Server) netip.Addr {
+	sum := sha256.Sum256([]byte(s.String()))
+	b := [16]byte{1}
+	copy(b[8:], sum[:8])
+	return netip.AddrFrom16(b)
 }
 
 const (
@@ -50,6 +64,7 @@ func (l *loop) newWays(h *serverHost) ways {
 	w := ways{
 		ladder:   relay.NewLadder(relay.LadderConfig{Port: h.server.Port, Proxy: proxy != nil}),
 		port:     h.server.Port,
+		proxied:  proxy != nil,
 		carriers: map[int]*carrying{},
 		probers:  map[uint16]*relay.Visitor{},
 		failed:   map[relay.Rung]string{},
@@ -57,32 +72,25 @@ func (l *loop) newWays(h *serverHost) ways {
 	if err != nil {
 		w.failed[relay.RungProxy] = err.Error()
 	}
-	w.ladder.Hurry(l.blocked())
+	w.ladder.Hurry(relay.Rung(l.rung.Load()))
 	w.alarm.ring = func(now instant) { l.climb(now, h) }
 	return w
 }
 
-// blocked says whether some server had to be reached by a stream: UDP is then not
-// waited for elsewhere.
-func (l *loop) blocked() bool { return relay.Rung(l.rung.Load()).Stream() }
-
 // at is where to send to now: the way in use.
 func (h *serverHost) at() (natt.Path, bool) {
-	a, ok := h.addr()
-	if ok && h.socket == 0 {
-		a = netip.AddrPortFrom(a.Addr(), h.port)
+	if h.socket != 0 {
+		return natt.Path{Remote: h.remote, Socket: h.socket}, true
 	}
-	return natt.Path{Remote: a, Socket: h.socket}, ok
+	a, ok := h.addr()
+	return natt.Path{Remote: netip.AddrPortFrom(a.Addr(), h.port)}, ok
 }
 
-// owns says whether what came over a path may be of this server.
+// owns says whether a path is one to this server, now or a moment ago.
 func (h *serverHost) owns(p natt.Path) bool {
-	a, ok := h.addr()
-	switch {
-	case !ok || p.Remote.Addr() != a.Addr():
-		return false
-	case p.Socket == 0:
-		return p.Remote.Port() == a.Port() || p.Remote.Port() == udpTLS
+	if p.Socket == 0 {
+		a, ok := h.addr()
+		return ok && p.Remote.Addr() == a.Addr() && (p.Remote.Port() == a.Port() || p.Remote.Port() == udpTLS)
 	}
 	for _, c := range h.carriers {
 		if c.number == p.Socket {
@@ -101,7 +109,7 @@ func (h *serverHost) current(p natt.Path) bool {
 // toServer sends a datagram to the server by the way in use.
 func (l *loop) toServer(h *serverHost, b []byte) bool {
 	at, ok := h.at()
-	if ok {
+	if ok && !(h.standIn && at.Socket == 0) {
 		l.datagramVia(at.Socket, at.Remote, b)
 	}
 	return ok
@@ -153,7 +161,7 @@ func (l *loop) climb(now instant, h *serverHost) {
 // probe asks by UDP whether the server is there: a VISIT to nobody.
 func (l *loop) probe(now instant, h *serverHost, port uint16) {
 	addr, ok := h.addr()
-	if !ok {
+	if !ok || h.standIn {
 		return
 	}
 	if h.probers[port] == nil {
@@ -193,7 +201,7 @@ func (l *loop) dial(h *serverHost, a relay.LadderAction) {
 	cfg := l.dialConfig(h.server)
 	cfg.Timeout = dialTimeout
 	ctx, cancel := context.WithCancel(l.jobs.ctx)
-	h.carriers[a.ID] = &carrying{rung: a.Rung, cancel: cancel}
+	h.carriers[a.ID] = &carrying{rung: a.Rung, cancel: cancel, remote: addr}
 	l.jobs.do(func(context.Context) {
 		conn, err := (*relay.Carrier)(nil), errors.New("the name of the server is not resolved")
 		if ok {
@@ -230,13 +238,16 @@ func (l *loop) dialled(now instant, h *serverHost, a relay.LadderAction, conn *r
 	if err != nil {
 		c.cancel()
 		delete(h.carriers, a.ID)
-		h.failed[a.Rung] = err.Error()
+		if a.Port == udpTLS || h.failed[a.Rung] == "" { // proxies refuse other ports as a rule
+			h.failed[a.Rung] = err.Error()
+		}
 		l.log.Debug("no carrier", "server", h.server.HostPort(), "by", a.Rung, "err", err)
 		h.ladder.Failed(now.wall, a.ID)
 		l.climb(now, h)
 		return
 	}
 	c.conn = conn
+	l.publishServers()
 	delete(h.failed, a.Rung)
 	l.jobs.do(func(context.Context) {
 		err := newInbound(l.plane, conn, c.number).run()
@@ -256,10 +267,10 @@ func (l *loop) carrierEnded(now instant, h *serverHost, id int, err error) {
 		h.failed[c.rung] = err.Error()
 		l.log.Info("carrier ended", "server", h.server.HostPort(), "by", c.rung, "err", err)
 	}
-	l.closeCarrier(h, id)
 	h.ladder.Failed(now.wall, id)
 	l.climb(now, h)
 	l.leave(now, h)
+	l.closeCarrier(h, id)
 }
 
 func (l *loop) closeCarrier(h *serverHost, id int) {
@@ -280,11 +291,11 @@ func (l *loop) use(now instant, h *serverHost, a relay.LadderAction) {
 	old, _ := h.at()
 	h.port, h.socket = a.Port, 0
 	if c := h.carriers[a.ID]; c != nil && a.Rung.Stream() {
-		h.socket, h.warning = c.number, c.conn.TLSWarning()
+		h.socket, h.remote, h.warning = c.number, c.remote, c.conn.TLSWarning()
 	}
 	l.rung.Store(uint32(a.Rung))
 	for _, o := range l.hosts {
-		o.ladder.Hurry(a.Rung.Stream())
+		o.ladder.Hurry(a.Rung)
 	}
 	l.log.Info("way to server", "server", h.server.HostPort(), "by", a.Rung)
 	at, _ := h.at()
@@ -335,7 +346,7 @@ func (l *loop) leave(now instant, h *serverHost) {
 			}
 		}
 		for p := range k.seen {
-			if h.mine(p) && !h.current(p) {
+			if h.owns(p) && !h.current(p) {
 				delete(k.seen, p)
 				left = true
 			}
@@ -345,12 +356,6 @@ func (l *loop) leave(now instant, h *serverHost) {
 			k.advance(now)
 		}
 	}
-}
-
-// mine says whether a path is or was one to this server.
-func (h *serverHost) mine(p natt.Path) bool {
-	a, ok := h.addr()
-	return ok && p.Remote.Addr() == a.Addr() && (p.Remote.Port() == a.Port() || p.Remote.Port() == udpTLS)
 }
 
 // shut closes all carriers of a server.
@@ -464,7 +469,9 @@ func (l *loop) dialConfig(s crypto.Server) relay.DialConfig {
 // unanswered says what was tried to reach a server that is not reached.
 func (h *serverHost) unanswered() string {
 	text := "no answer over UDP from " + h.server.HostPort()
-	if h.server.Port != udpTLS {
+	if h.standIn {
+		text = fmt.Sprintf("cannot resolve %s: %v", h.server.Host, h.err)
+	} else if h.server.Port != udpTLS {
 		text += " or its port 443"
 	}
 	for _, r := range []relay.Rung{relay.RungTLS, relay.RungProxy} {

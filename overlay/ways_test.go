@@ -1,12 +1,20 @@
 package overlay
 
 import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"io"
+	"net/http"
 	"net/netip"
+	"net/url"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/natt/natlab"
 )
 
@@ -123,6 +131,89 @@ func TestOnlyUDP443(t *testing.T) {
 		}
 		if blocked.Load() == 0 {
 			t.Error("nothing was blocked")
+		}
+	})
+}
+
+// proxy starts an HTTP proxy in a's LAN that knows names and passes on to port 443.
+func (w *world) proxy(a *agent, password string) Proxies {
+	host := a.router.Host(a.cfg.Name + "-proxy")
+	l := host.ListenTCP(3128)
+	go func() {
+		for {
+			down, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer down.Close()
+				r, err := http.ReadRequest(bufio.NewReader(down))
+				if err != nil {
+					return
+				}
+				if want := "Basic " + base64.StdEncoding.EncodeToString([]byte(password)); r.Header.Get("Proxy-Authorization") != want {
+					io.WriteString(down, "HTTP/1.1 407 No\r\n\r\n")
+					return
+				}
+				up, err := host.DialContext(context.Background(), "tcp", r.Host)
+				if err != nil || !strings.HasSuffix(r.Host, ":443") {
+					io.WriteString(down, "HTTP/1.1 403 No\r\n\r\n")
+					return
+				}
+				defer up.Close()
+				io.WriteString(down, "HTTP/1.1 200 OK\r\n\r\n")
+				go func() {
+					io.Copy(up, down)
+					up.Close()
+				}()
+				io.Copy(down, up)
+			}()
+		}
+	}()
+	u := &url.URL{Scheme: "http", Host: netip.AddrPortFrom(host.Addr(), 3128).String(), User: url.UserPassword("me", "secret")}
+	return Proxies{Find: func(*url.URL) (*url.URL, error) { return u, nil }}
+}
+
+// Nothing leaves the LAN but through a proxy, which alone can resolve the name of
+// the server.
+func TestOnlyProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		w.extra = append(w.extra, 443)
+		w.stop()
+		w.startServer()
+		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
+		w.befriend(alice, bob, "7", "7")
+		alice.stop()
+		w.net.Cut(alice.host, w.server)
+		w.net.CutUDP(alice.host, nil)
+		named := w.serverRef()
+		named.Host = "server"
+		alice.cfg.Servers = []crypto.Server{named}
+
+		alice.cfg.Proxies = w.proxy(alice, "me:other")
+		alice.start()
+		eventually(t, "the status tells of the proxy", func() bool {
+			return strings.Contains(alice.Status().Servers[0].Error, "407: it refuses the user and password")
+		})
+		t.Log(alice.Status().Servers[0].Error)
+		alice.stop()
+
+		alice.router.Host("spare") // another address for another proxy
+		alice.cfg.Name = "alice2"
+		alice.cfg.Proxies = w.proxy(alice, "me:secret")
+		start := time.Now()
+		alice.start()
+		alice.via("proxy")
+		t.Logf("registered through the proxy after %v", time.Since(start))
+		if took := time.Since(start); took > 1500*time.Millisecond {
+			t.Errorf("registered after %v", took)
+		}
+		for _, pair := range [][2]*agent{{alice, bob}, {bob, alice}} {
+			if got := stream(pair[0], pair[1], 500, 2*time.Millisecond); got.lost > 0 || got.twice > 0 {
+				t.Errorf("%+v", got)
+			}
 		}
 	})
 }

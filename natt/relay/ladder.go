@@ -100,7 +100,7 @@ type Ladder struct {
 	asked   time.Time // first question without an answer; zero: none
 	last    time.Time // last question
 	heard   bool      // something, ever or since Changed
-	hurry   bool
+	hurry   Rung
 	step    int       // of the climb; 0: none
 	stepAt  time.Time // when it is due
 	hold    time.Time // no climb before
@@ -136,9 +136,9 @@ func (l *Ladder) Rung() Rung { return l.rung }
 // Climbing reports whether the way in use is in doubt.
 func (l *Ladder) Climbing() bool { return l.step > 0 }
 
-// Hurry says whether UDP is known not to work here, from another server. Streams
-// are then tried at once.
-func (l *Ladder) Hurry(h bool) { l.hurry = h }
+// Hurry says by which rung another server was reached last. If that is a stream,
+// the rungs up to it are all tried at once.
+func (l *Ladder) Hurry(r Rung) { l.hurry = r }
 
 // Asked says that a question was sent by the way in use.
 func (l *Ladder) Asked(now time.Time) {
@@ -299,7 +299,7 @@ func (l *Ladder) climbAt() time.Time {
 	switch {
 	case l.rung.Stream():
 		patience = max(streamPatience, 2*l.rtt)
-	case l.hurry && !l.heard:
+	case l.hurry.Stream() && !l.heard:
 		patience = 0
 	}
 	at := l.asked.Add(patience)
@@ -343,9 +343,12 @@ func (l *Ladder) Next() time.Time {
 func (l *Ladder) Advance(now time.Time) []LadderAction {
 	if at := l.climbAt(); !at.IsZero() && !now.Before(at) {
 		l.climb(now)
-		if l.hurry && !l.heard {
-			l.probe()
-			l.step = 2
+		if l.hurry.Stream() && !l.heard {
+			l.climbStep(now)
+			l.climbStep(now)
+			if l.hurry == RungProxy {
+				l.climbStep(now)
+			}
 		}
 	}
 	if !l.standby.IsZero() && !now.Before(l.standby) {

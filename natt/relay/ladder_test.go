@@ -313,7 +313,7 @@ func TestLadderStreamBreaks(t *testing.T) {
 // Where UDP is known to be blocked a stream is opened at once.
 func TestLadderHurries(t *testing.T) {
 	s := newScene(t, LadderConfig{Port: 3478}, RungTLS)
-	s.l.Hurry(true)
+	s.l.Hurry(RungTLS)
 	s.ask()
 	s.run(150 * time.Millisecond)
 	s.want("0 probe 3478", "0 probe 443", "0 dial tls 443", "120 use tls", "120 probe 3478", "120 probe 443")
@@ -363,7 +363,7 @@ func TestLadderRandom(t *testing.T) {
 			case 0:
 				s.l.Changed(s.now)
 			case 1:
-				s.l.Hurry(r.IntN(2) == 0)
+				s.l.Hurry(rungs[r.IntN(4)])
 			case 2:
 				for id := range s.open {
 					delete(s.open, id)

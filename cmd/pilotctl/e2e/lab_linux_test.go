@@ -153,6 +153,13 @@ func (l *lab) killAll(t *testing.T) {
 // there, whoever uses them afterwards.
 func (l *lab) inside(t *testing.T, host string, f func() error) {
 	t.Helper()
+	if err := l.enter(host, f); err != nil {
+		t.Fatalf("on %s: %v", host, err)
+	}
+}
+
+// enter is inside for goroutines other than the test's.
+func (l *lab) enter(host string, f func() error) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends here
@@ -168,9 +175,7 @@ func (l *lab) inside(t *testing.T, host string, f func() error) {
 			return f()
 		}()
 	}()
-	if err := <-result; err != nil {
-		t.Fatalf("on %s: %v", host, err)
-	}
+	return <-result
 }
 
 // listen opens a TCP socket on a host.
