@@ -147,7 +147,7 @@
 //	first message, client:  version 1, pattern 1 (1 IK, 2 NK), zero 2, Noise message 1, mac1 16
 //	                        (IK payload: fingerprint 16; NK payload: 16 zero bytes; prologue
 //	                        "pilot control v1" and the first 4 bytes)
-//	first message, server:  Noise message 2 with payload: unix ms 8, stamp bits for claims 1, for mail 1, zero 6
+//	first message, server:  Noise message 2 with payload: unix ms 8, stamp bits for claims 1, for mail 1, certificate mark 6
 //	request:                op 1, zero 1, number 2, body          (as a crypto.Transport message)
 //	answer:                 op 1, status 1, number 2, unix ms 8, body, or text if status is not 0
 //
@@ -165,6 +165,39 @@
 // The subject is SHA-256 of the claim, or SHA-256(fingerprint || body) of a
 // mail. The time must be within 10 minutes of the server's. A repeated mail is
 // stored once, so a stamp is good for one item.
+//
+// The certificate mark is the first 6 bytes of SHA-256 of the TLS certificate that the
+// server showed on this connection, or zeros. A client that was shown another one
+// knows that TLS is inspected on the way, by whom, and goes on: what is inside is
+// sealed for the server's key.
+//
+// # Carriers
+//
+// Where UDP does not get through, GET /v1/datagrams is a WebSocket whose binary
+// messages carry the datagrams above, in both directions, unchanged:
+//
+//	message: (size 2, datagram size)...      at least one; a size is not 0
+//
+// To the server such a connection is one more socket, and the address at its other
+// end the source of what comes from it. A message holds what waited, 16 KiB unless
+// one datagram is larger. Who sends drops the oldest above 64 KiB that wait, and
+// asks the kernel to hold no more than 16 KiB unsent (TCP_NOTSENT_LOWAT), so that a
+// slow stream loses packets as a slow link would, instead of delaying them by
+// seconds. A message that is not of this form ends the carrier. The server closes one
+// that brings nothing for 5 minutes, or for 20 s at first. Nothing in a carrier is
+// trusted because of it.
+//
+// # The ways to a server
+//
+// [Ladder] decides, from questions sent and answers heard, between UDP to the
+// server's port, UDP to 443, a carrier to 443 or the server's port, and a carrier
+// through an HTTP proxy (CONNECT, RFC 9110 9.3.6, with Basic authentication). The
+// next one is tried 200 ms after the last, and all tried stay candidates. A VISIT to
+// nobody is the question that finds out whether UDP works: its answer is
+// authentic and moves nothing. When a session moves to another way the server takes
+// what was sent by the old one for 10 s more, so that a change loses nothing. Control
+// channels and cards race the same routes ([Routes]); the first that the server
+// answers wins.
 //
 // Sources: Noise revision 34 (IK, NK); WireGuard's paper 5.3 and 5.4.7 (cookies);
 // RFC 7983 and 9443 (first bytes 4-15 are free beside STUN); RFC 6455 (WebSocket).

@@ -1,10 +1,14 @@
 package relay
 
 import (
+	"bufio"
 	"bytes"
+	"encoding/binary"
 	"testing"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/natt/nattest"
 )
 
 // Each decoder accepts only what the encoder writes: encoding again gives the input.
@@ -143,5 +147,33 @@ func FuzzReceive(f *testing.F) {
 		if h.Next() != next || h.Registered() {
 			t.Error("Home changed")
 		}
+	})
+}
+
+func FuzzCarrierMessage(f *testing.F) {
+	f.Add([]byte{0, 1, 9})
+	f.Add([]byte{0, 2, 1, 2, 0, 2, 3, 4, 0, 1, 5, 0, 3, 6, 7, 8})
+	f.Add([]byte{0, 0})
+	f.Add([]byte{0, 2, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) == 0 || len(b) > 300 {
+			return
+		}
+		c := &Carrier{in: bufio.NewReader(bytes.NewReader(b)), open: true}
+		m := make([]natt.Message, 110)
+		for i := range m {
+			m[i].Buf = make([]byte, 300)
+		}
+		n, err := c.read(m)
+		if err != nil {
+			return
+		}
+		var again []byte
+		for i := range m[:n] {
+			for d := range nattest.Datagrams(&m[i]) {
+				again = append(binary.BigEndian.AppendUint16(again, uint16(len(d))), d...)
+			}
+		}
+		equal(t, again, b)
 	})
 }

@@ -39,6 +39,19 @@
 // leaves as a run (UDP_SEGMENT) in the same batch: no copy, no allocation, no log
 // line. Each direction of a channel has a quota in bytes.
 //
+// A TLS connection on /v1/datagrams is one more socket, with a reader of its own and
+// a short queue that drops its oldest. It is found by the session or channel that
+// is bound to it, so relaying between UDP and TLS needs no further rule. Such
+// carriers are counted against a limit below that of all connections, so that cards
+// and control channels find room, and are closed when they bring nothing.
+//
+// # TLS
+//
+// Three certificates are possible: a self-signed one, the operator's files (read
+// again within a minute when they change), or one by ACME (RFC 8555, TLS-ALPN-01, so
+// the authority must reach port 443), with the self-signed one until it is there and
+// for other names. Agents accept any; strict firewalls on their side may not.
+//
 // # Durability
 //
 // A Store method returns when the change is on disk (bbolt, fsync per write), and
@@ -51,5 +64,6 @@
 //	server.key       X25519 key in base32, mode 0600; its public half is in every agent's configuration
 //	tls.crt tls.key  TLS certificate, self-signed at the first start; replace them by your own if you like
 //	server.db        claims, cards, mail
+//	acme/            account and certificates of the ACME authority, if one is used
 //	bindings         sessions of the current run, for the next
 package rendezvous
