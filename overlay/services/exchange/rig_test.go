@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -179,8 +178,4 @@ func sumOf(b []byte) string {
 func digestOf(b []byte) string {
 	s := sha256.Sum256(b)
 	return "sha-256=:" + base64.StdEncoding.EncodeToString(s[:]) + ":"
-}
-
-func sending(name string, b []byte) Sending {
-	return Sending{Name: name, Size: int64(len(b)), SHA256: sumOf(b), Source: bytes.NewReader(b)}
 }
