@@ -58,9 +58,9 @@ func (p *program) demo(c *cli.Context) error {
 
 func (p *program) demoEnterCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "enter",
-		Usage:     "open a shell, or run a command, on a host of a demo that is up",
-		ArgsUsage: "HOST [-- COMMAND...]",
+		Name:        "enter",
+		Usage:       "open a shell, or run a command, on a host of a demo that is up",
+		ArgsUsage:   "HOST [-- COMMAND...]",
 		Description: `HOST is alice, bob, mallory or server. The exit status is the command's.`,
 		Action: func(c *cli.Context) error {
 			args := c.Args().Slice()

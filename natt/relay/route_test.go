@@ -181,7 +181,10 @@ func TestProxyRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := DialConfig{Server: server, Timeout: 500 * time.Millisecond}
+			cfg := DialConfig{Server: server, Timeout: 10 * time.Second}
+			if c.want == "no answer" {
+				cfg.Timeout = 500 * time.Millisecond
+			}
 			_, err := DialCarrier(context.Background(), cfg, Route{Port: c.port, Proxy: c.proxy}, netip.MustParseAddrPort(server.HostPort()))
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.proxy.Host) {
 				t.Fatalf("%v, want %q", err, c.want)
