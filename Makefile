@@ -7,7 +7,7 @@ TESTFLAGS  ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz demo nat clean
+.PHONY: build test race plain allocs vet lint cross fuzz nat scale demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
