@@ -146,7 +146,7 @@ func (c *courier) next(to crypto.Fingerprint) (Item, bool) {
 func (c *courier) deliver(ctx context.Context, it Item) (retry bool) {
 	peer, ok := c.peer(it.To)
 	if !ok {
-		return true // it may be trusted again; file queue shows it
+		return true // it may be trusted again; the queue shows it
 	}
 	f, err := c.queue.Open(it.ID)
 	if err != nil {

@@ -21,8 +21,8 @@ import (
 const (
 	headerTime = 10 * time.Second
 	idleTime   = 2 * time.Minute
-	bodyTime   = time.Minute     // within which a body must bring paceBytes
-	paceBytes  = 16 << 10        //
+	bodyTime   = time.Minute // within which a body must bring paceBytes
+	paceBytes  = 16 << 10
 	readerTime = 2 * time.Minute // within which a reader must take something
 	drainTime  = 2 * time.Second
 	maxHeader  = 16 << 10
