@@ -48,7 +48,7 @@ cross:
 	@set -e; for platform in $(PLATFORMS); do \
 		os=$${platform%/*}; arch=$${platform#*/}; \
 		echo "build $$platform"; mkdir -p dist; \
-		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build ./...; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath ./...; \
 		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -ldflags '-s -w' -o dist/pilotctl-$$os-$$arch ./cmd/pilotctl; \
 	done
 
