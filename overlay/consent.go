@@ -137,7 +137,9 @@ func (n *Node) Wait(ctx context.Context, fingerprint string) (TrustResult, error
 	defer tick.Stop()
 	for {
 		if p, ok := n.store.Lookup(fp); ok && p.State == trust.Active && !n.asks(fp) {
-			return trustResult(p, p.Out), nil
+			// The packet path has to know the peer too, or what is sent at once is lost.
+			err := n.loop.call(ctx, func(now instant) { n.loop.refresh(now, p.Key) })
+			return trustResult(p, p.Out), err
 		}
 		select {
 		case <-ctx.Done():
