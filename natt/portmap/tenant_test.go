@@ -125,10 +125,10 @@ func rentAt(t *testing.T, boxes ...*fakeBox) *rented {
 func (r *rented) pass(d time.Duration) {
 	end := time.Now().Add(d)
 	for !r.due.After(end) {
-		time.Sleep(time.Until(r.due))
+		<-time.After(time.Until(r.due))
 		r.due = time.Now().Add(r.step(r.t.Context()))
 	}
-	time.Sleep(time.Until(end))
+	<-time.After(time.Until(end))
 }
 
 // stop ends the tenant.

@@ -235,12 +235,12 @@ func TestCarrierIdle(t *testing.T) {
 			if _, err := busy.WriteBatch([]natt.Message{{Buf: []byte("keepalive"), Addr: remote}}); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(20 * time.Second)
+			<-time.After(20 * time.Second)
 		}
 		if silent.Err() == nil || busy.Err() != nil {
 			t.Errorf("silent: %v, busy: %v", silent.Err(), busy.Err())
 		}
-		time.Sleep(carrierIdle + 30*time.Second)
+		<-time.After(carrierIdle + 30*time.Second)
 		if busy.Err() == nil {
 			t.Error("a carrier that has fallen silent is still open")
 		}
@@ -249,7 +249,7 @@ func TestCarrierIdle(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		if last.Err() == nil {
 			t.Error("the carrier outlives the server")
 		}

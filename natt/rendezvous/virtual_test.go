@@ -126,7 +126,7 @@ func TestVirtualTime(t *testing.T) {
 		go r.run(ctx)
 		t.Logf("registered after %v", r.until(t, relay.Registered, time.Second))
 
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		v := dial(t, relay.DialConfig{Server: server, DialContext: host.DialContext})
 		if err := v.Put(context.Background(), alice.fingerprint(), []byte("mail")); err != nil {
 			t.Fatal(err)
@@ -138,7 +138,7 @@ func TestVirtualTime(t *testing.T) {
 		stop = boot()
 		t.Logf("back after a restart in %v", r.until(t, relay.Registered, 5*time.Second))
 		nat.Flush()
-		time.Sleep(oneKeepalive)
+		<-time.After(oneKeepalive)
 		stop()
 		stop = boot()
 		t.Logf("back after a restart and a flush in %v", r.until(t, relay.Registered, 5*time.Second))

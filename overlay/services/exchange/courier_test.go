@@ -58,7 +58,7 @@ func TestQueueIsDelivered(t *testing.T) {
 		put(bob, "one", "1")
 		put(bob, "big", big)
 		put(carol, "never", "x")
-		time.Sleep(time.Hour) // virtual
+		<-time.After(time.Hour) // virtual
 		if n := dialled.Load(); n < 100 || n > 300 {
 			t.Errorf("%d attempts in an hour", n)
 		}
@@ -69,13 +69,13 @@ func TestQueueIsDelivered(t *testing.T) {
 		begin := time.Now()
 		here.Reachable(bob.Fingerprint)
 		synctest.Wait()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		if list := here.queue.List(); len(list) != 1 || list[0].Name != "never" {
 			t.Errorf("after %v: %+v", time.Since(begin), list)
 		}
 		put(bob, "one", "another 1")
 		put(bob, "two", "2")
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		list := here.queue.List()
 		if len(list) != 2 || list[1].Name != "one" || !strings.Contains(list[1].Failed, "already") {
 			t.Errorf("%+v", list)
