@@ -65,17 +65,17 @@ func TestUDPBlockedMidSession(t *testing.T) {
 		for name, pair := range map[string][2]*agent{"out": {alice, bob}, "in": {bob, alice}} {
 			alice.pathTo("bob", "direct")
 			done := make(chan result)
-			go func() { done <- stream(pair[0], pair[1], 10000, time.Millisecond) }()
+			go func() { done <- stream(pair[0], pair[1], 2000, 5*time.Millisecond) }()
 			pass(2 * time.Second)
 			w.net.CutUDP(alice.router, nil)
 			r := <-done
-			t.Logf("%s: UDP blocked: gap %v, lost %d of 10000, twice %d", name, r.gap, r.lost, r.twice)
+			t.Logf("%s: UDP blocked: gap %v, lost %d of 2000, twice %d", name, r.gap, r.lost, r.twice)
 			if r.gap > 2*time.Second || r.twice != 0 {
 				t.Errorf("%s: %+v", name, r)
 			}
 			alice.via("tls")
 
-			go func() { done <- stream(pair[0], pair[1], 40000, time.Millisecond) }()
+			go func() { done <- stream(pair[0], pair[1], 8000, 5*time.Millisecond) }()
 			pass(time.Second)
 			w.net.Uncut(alice.router, nil)
 			back := time.Now()
@@ -85,7 +85,7 @@ func TestUDPBlockedMidSession(t *testing.T) {
 				t.Errorf("%s: off TLS after %v", name, took)
 			}
 			r = <-done
-			t.Logf("%s: UDP is back: gap %v, lost %d of 40000, twice %d", name, r.gap, r.lost, r.twice)
+			t.Logf("%s: UDP is back: gap %v, lost %d of 8000, twice %d", name, r.gap, r.lost, r.twice)
 			if r.lost != 0 || r.twice != 0 || r.gap > 100*time.Millisecond {
 				t.Errorf("%s: %+v", name, r)
 			}
