@@ -253,10 +253,8 @@ func TestEventsAreRepeated(t *testing.T) {
 // and an INIT that he recorded. He gets no byte; all arrive; the peer is served.
 func TestSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Full)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Full)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		conn := bob.router.Host("mallory").Listen(4444)
 		defer conn.Close()

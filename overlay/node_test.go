@@ -15,10 +15,8 @@ import (
 
 func TestTwoAgentsMeet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.send(bob, 1, 100)
 		if n, err := bob.receive(5 * time.Second); err != nil || n != 1 {
 			t.Fatalf("received %d, %v; drops %v", n, err, bob.Status().Drops)
@@ -38,10 +36,8 @@ func TestTwoAgentsMeet(t *testing.T) {
 // and RESP are the only flights before it.
 func TestFirstPacketTakesOneRoundTrip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Sym, natlab.Sym)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Sym), w.agent("bob", natlab.Sym)
-		w.befriend(alice, bob, "7", "7")
 		pass(10 * time.Minute) // sessions and channels expire; virtual time
 		if p := alice.peer("bob"); p.Path != "none" {
 			t.Fatalf("a session survived idleness: %+v", p)
@@ -65,10 +61,8 @@ func TestFirstPacketTakesOneRoundTrip(t *testing.T) {
 // Three hours with rekeys lose nothing.
 func TestHoursOfRekeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		sessions := map[*crypto.Session]bool{}
 		for i := range uint32(3 * 60 * 60 / 2) {
@@ -89,10 +83,8 @@ func TestHoursOfRekeys(t *testing.T) {
 // lost, none comes twice.
 func TestUpgradeLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Port)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Port)
-		w.befriend(alice, bob, "7", "7")
 		got := stream(alice, bob, 2000, time.Millisecond)
 		if got.lost != 0 || got.twice != 0 {
 			t.Errorf("%+v", got)
@@ -107,10 +99,8 @@ func TestUpgradeLosesNothing(t *testing.T) {
 // direct tunnel loses nothing.
 func TestServerRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		done := make(chan result)
 		go func() { done <- stream(alice, bob, 10000, time.Millisecond) }()
@@ -135,10 +125,8 @@ func TestServerRestart(t *testing.T) {
 // NAT reboots and a new public address in the middle of a stream.
 func TestNATChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		for name, change := range map[string]func(){
 			"flush":     func() { bob.router.Flush() },
@@ -162,10 +150,8 @@ func TestNATChanges(t *testing.T) {
 // one notice and then silence.
 func TestRevoke(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		var toAlice atomic.Int64
 		outside := alice.router.Public()
@@ -234,10 +220,8 @@ func TestScope(t *testing.T) {
 // reaches peers at their last endpoints.
 func TestStartWithoutServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Full)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Full)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		port := alice.Status().Socket.Port
 		alice.stop()
@@ -311,10 +295,8 @@ func TestInvite(t *testing.T) {
 // mappings, and still the first packets arrive.
 func TestFirstPacketAfterSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Port, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Port), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		for _, silence := range []time.Duration{time.Minute, 150 * time.Second, 4 * time.Minute, time.Hour} {
 			pass(silence)
@@ -330,10 +312,8 @@ func TestFirstPacketAfterSilence(t *testing.T) {
 // A grant ends at its time, on the packet path at once.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		ttl := time.Minute
 		if _, err := bob.Approve(w.ctx(time.Second), ApproveOptions{Peer: "alice", TTL: &ttl}); err != nil {
 			t.Fatal(err)
@@ -359,10 +339,8 @@ func TestExpiry(t *testing.T) {
 // stops coming in makes it ask.
 func TestReceiverMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Linux)
 		defer w.close()
-		alice, bob := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
-		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		bob.pathTo("alice", "direct")
 		done := make(chan result)

@@ -181,6 +181,15 @@ func (w *world) befriend(a, b *agent, ports, offer string) {
 	}
 }
 
+// befriended is a world in which bob lets alice reach port 7, and she him.
+func befriended(t testing.TB, a, b natlab.Kind) (w *world, alice, bob *agent) {
+	t.Helper()
+	w = newWorld(t)
+	alice, bob = w.agent("alice", a), w.agent("bob", b)
+	w.befriend(alice, bob, "7", "7")
+	return w, alice, bob
+}
+
 func (w *world) ctx(d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	w.t.Cleanup(cancel)
