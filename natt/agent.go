@@ -179,6 +179,7 @@ type Agent struct {
 	told    time.Time // last call of Active
 	hinted  time.Time // last time that a hint had the path in use asked
 	changed bool      // our network, while nobody used this
+	silence silence
 }
 
 // NewAgent returns an agent that knows no path.
@@ -303,6 +304,7 @@ func (a *Agent) Connected(now time.Time, p Path) {
 	}
 	first := !a.connected
 	a.connected = true
+	a.sign(0)
 	a.traffic = a.now // somebody wanted this session
 	r.validate(a.now)
 	a.inbound = r
@@ -338,6 +340,7 @@ func (a *Agent) Received(now time.Time, p Path) {
 	if r == nil || !a.connected {
 		return
 	}
+	a.sign(0)
 	moved := a.inbound != r
 	a.inbound = r
 	switch {
@@ -356,6 +359,7 @@ func (a *Agent) Challenged(now time.Time, p Path, t Token, size int) {
 	if !a.connected || !a.acceptable(p) {
 		return
 	}
+	a.sign(0)
 	if len(a.responses) < maxResponses {
 		a.responses = append(a.responses, Action{Kind: ActResponse, Path: p, Token: t})
 	}
@@ -397,6 +401,7 @@ func (a *Agent) Responded(now time.Time, p Path, t Token) {
 	if !ok {
 		return
 	}
+	a.sign(0)
 	r.budget.answered(c)
 	if r == a.use.route {
 		a.watch.answered()
@@ -418,6 +423,9 @@ func (a *Agent) Active(now time.Time, sent, received bool) {
 		since = a.now
 	}
 	slept := a.asleep()
+	if received || !a.flowing() {
+		a.sign(ActiveEvery)
+	}
 	a.traffic = a.now
 	a.flowed()
 	heard := received && a.inbound == a.use.route

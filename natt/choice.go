@@ -96,6 +96,9 @@ func (a *Agent) choose() {
 // take puts a route in use. The old one, if it works, gets a copy for a round trip.
 func (a *Agent) take(r *route) {
 	old := a.use.route
+	if old != nil {
+		a.silence.change(a.now)
+	}
 	a.use.route, a.use.since, a.use.lost, a.use.old = r, a.now, false, nil
 	if old != nil && old.validated {
 		a.use.old = old

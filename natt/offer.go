@@ -13,11 +13,13 @@ type Traits struct {
 	// Step is the distance of the ports that the NAT gives to flows opened one after the other; 0: the same port, random or
 	// not known.
 	Step int8
+	// Blocked says that no UDP passes.
+	Blocked bool
 }
 
 // Traits returns what a peer is told.
 func (f Facts) Traits() Traits {
-	return Traits{f.Mapping, f.Filtering, int8(max(min(f.Step, math.MaxInt8), math.MinInt8))}
+	return Traits{f.Mapping, f.Filtering, int8(max(min(f.Step, math.MaxInt8), math.MinInt8)), len(f.UDP) == 0 && len(f.Blocked) > 0}
 }
 
 // Hard reports whether a peer cannot know beforehand which port packets to it will come from.
@@ -49,20 +51,27 @@ type Offer struct {
 const (
 	partTraits = 1
 	partPool   = 2
+	partFlags  = 3
 )
+
+// flagBlocked is the only flag so far.
+const flagBlocked = 1
 
 var errOffer = errors.New("natt: offer: malformed")
 
 // AppendOffer appends the encoding of an offer to dst.
 func AppendOffer(dst []byte, o Offer) []byte {
 	dst = AppendCandidates(dst, o.Candidates)
-	if o.Traits != (Traits{}) {
+	if t := o.Traits; t.Mapping != 0 || t.Filtering != 0 || t.Step != 0 {
 		dst = append(dst, partTraits, 3, byte(o.Traits.Mapping), byte(o.Traits.Filtering), byte(o.Traits.Step))
 	}
 	if o.Pool.Sockets != 0 {
 		dst = append(dst, partPool, 4)
 		dst = binary.BigEndian.AppendUint16(dst, o.Pool.Sockets)
 		dst = binary.BigEndian.AppendUint16(dst, o.Pool.Base)
+	}
+	if o.Traits.Blocked {
+		dst = append(dst, partFlags, 1, flagBlocked)
 	}
 	return dst
 }
@@ -86,7 +95,7 @@ func ParseOffer(b []byte) (Offer, error) {
 		last, b = kind, b[2+len(body):]
 		switch {
 		case kind == partTraits && len(body) == 3:
-			o.Traits = Traits{Behavior(body[0]), Behavior(body[1]), int8(body[2])}
+			o.Traits = Traits{Mapping: Behavior(body[0]), Filtering: Behavior(body[1]), Step: int8(body[2])}
 			if o.Traits == (Traits{}) || o.Traits.Mapping > AddressAndPortDependent || o.Traits.Filtering > AddressAndPortDependent {
 				return Offer{}, errOffer
 			}
@@ -95,7 +104,12 @@ func ParseOffer(b []byte) (Offer, error) {
 			if o.Pool.Sockets == 0 {
 				return Offer{}, errOffer
 			}
-		case kind == partTraits || kind == partPool:
+		case kind == partFlags && len(body) == 1:
+			if body[0] != flagBlocked {
+				return Offer{}, errOffer
+			}
+			o.Traits.Blocked = true
+		case kind == partTraits || kind == partPool || kind == partFlags:
 			return Offer{}, errOffer
 		}
 	}

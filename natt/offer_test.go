@@ -9,7 +9,9 @@ import (
 var offers = []Offer{
 	{},
 	{Candidates: []Candidate{candidate(Host, "192.0.2.1:1")}},
-	{Traits: Traits{AddressAndPortDependent, AddressDependent, -3}},
+	{Traits: Traits{AddressAndPortDependent, AddressDependent, -3, false}},
+	{Traits: Traits{Blocked: true}},
+	{Traits: Traits{Mapping: BehaviorNone, Blocked: true}, Pool: Pool{1, 2}},
 	{Candidates: []Candidate{candidate(Observed, "[2001:db8::1]:2")}, Traits: Traits{Mapping: BehaviorNone}, Pool: Pool{256, 40000}},
 	{Pool: Pool{Sockets: 1}},
 }
@@ -31,7 +33,7 @@ func TestOffer(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"", "\x01", "\x00\x01", "\x00\x01\x03\x01\x01", "\x00\x01\x03\x00\x00\x00", "\x00\x01\x03\x09\x00\x00", "\x00\x01\x02\x01\x01",
-		"\x00\x02\x04\x00\x00\x00\x01", "\x00\x02\x03\x00\x01\x01", "\x00\x02\x04\x00\x01\x00\x01\x01\x03\x01\x01\x00", "\x11",
+		"\x00\x02\x04\x00\x00\x00\x01", "\x00\x02\x03\x00\x01\x01", "\x00\x02\x04\x00\x01\x00\x01\x01\x03\x01\x01\x00", "\x11", "\x00\x03\x01\x00", "\x00\x03\x01\x03", "\x00\x03\x02\x01\x01",
 	} {
 		if o, err := ParseOffer([]byte(bad)); err == nil {
 			t.Errorf("% x: accepted as %+v", bad, o)
@@ -50,7 +52,7 @@ func FuzzParseOffer(f *testing.F) {
 		}
 		again := AppendOffer(nil, o)
 		// Parts that are not known are the only thing lost, and they come last.
-		if !bytes.HasPrefix(b, again) || len(b) > len(again) && b[len(again)] <= partPool {
+		if !bytes.HasPrefix(b, again) || len(b) > len(again) && b[len(again)] <= partFlags {
 			t.Errorf("% x is encoded as % x", b, again)
 		}
 	})

@@ -16,9 +16,10 @@ const (
 
 // A challenge is one of ours that is on its way.
 type challenge struct {
-	token Token
-	sent  time.Time
-	size  int
+	token  Token
+	sent   time.Time
+	size   int
+	judged bool // counted as lost
 }
 
 // A route is a path with all that is known about it.
@@ -32,6 +33,7 @@ type route struct {
 	missed    int       // challenges since then
 	pending   []challenge
 	rtt       estimate
+	loss      loss
 	probes    probes
 	spent     tally
 	budget    budget
@@ -65,6 +67,9 @@ func (r *route) answer(now time.Time, t Token) (challenge, bool) {
 		return challenge{}, false
 	}
 	r.validate(now)
+	if c.size == 0 && !c.judged {
+		r.loss.add(now, false)
+	}
 	if c.size <= minBudget { // the time of a padded challenge says less
 		r.rtt.sample(now.Sub(c.sent))
 	} else if !r.rtt.known() {
@@ -325,10 +330,11 @@ func (a *Agent) challenge(r *route, size int) bool {
 	if _, err := io.ReadFull(a.cfg.Rand, t[:]); err != nil {
 		return false
 	}
+	r.tallyLoss(a.now)
 	if len(r.pending) == maxPending {
 		r.pending = slices.Delete(r.pending, 0, 1)
 	}
-	r.pending = append(r.pending, challenge{t, a.now, size})
+	r.pending = append(r.pending, challenge{token: t, sent: a.now, size: size})
 	if size == 0 {
 		r.missed++
 	}
