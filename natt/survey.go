@@ -96,8 +96,9 @@ type surveyQuery struct {
 
 // A Datagram is what a machine wants to be sent.
 type Datagram struct {
-	To   netip.AddrPort
-	Data []byte
+	To     netip.AddrPort
+	Data   []byte
+	Socket int // which of the machine's sockets sends it; 0 if it has one only
 }
 
 // NewMappingSurvey asks the given STUN servers what they see. local are the addresses of this host: a mapping to one of
@@ -138,7 +139,7 @@ func (s *Survey) Advance(now time.Time) []Datagram {
 		}
 		q.tries++
 		q.next = now.Add(surveyRepeat)
-		out = append(out, Datagram{q.to, stun.AppendQuery(nil, q.Query)})
+		out = append(out, Datagram{To: q.to, Data: stun.AppendQuery(nil, q.Query)})
 	}
 	return out
 }

@@ -103,7 +103,9 @@
 // sign of life, and is told superseded when that comes; after 3 s of silence it
 // has the place. A takeover (flag 1) has it at once.
 //
-// Keepalive is one PING in 20 s: 3 packets a minute to each server.
+// Keepalive is one PING in 20 s at first: 3 packets a minute to each server. Once the
+// agent has found out how long its NAT keeps a mapping (natt.Lifetime) it is 0.7 of
+// that, 2 minutes at most. A server forgets who is silent for 5 minutes.
 //
 // # Restart of a server
 //

@@ -23,6 +23,7 @@ const (
 	hintHold     = 5 * time.Second        // one HINT is honoured in this time
 	hintJitter   = 500 * time.Millisecond
 	helloRepeats = 8 // HELLOs with one ephemeral key
+	proofTries   = 2 // proofs of our address for one REVEAL
 	probeRepeats = 4 // HELLOs beside a live session (after a HINT or Kick) until the session is believed again
 )
 
@@ -39,6 +40,7 @@ const (
 	ServerTime                           // the server's clock is Time (authenticated)
 	Lost                                 // the server does not answer; Home goes on trying
 	ChannelLost                          // the server does not know relay channel Channel
+	Located                              // the server sees the other end of relay channel Channel at Addr
 )
 
 // A HomeEvent is something that the owner of a Home should know.
@@ -56,7 +58,7 @@ type HomeConfig struct {
 	Key       crypto.PublicKey // our identity
 	Instance  uint64
 	Takeover  bool          // become the current instance even if another started later
-	Keepalive time.Duration // 0: DefaultKeepalive
+	Keepalive time.Duration // 0: DefaultKeepalive; SetKeepalive changes it
 	Rand      io.Reader     // for jitter and attempt numbers; nil: crypto/rand
 }
 
@@ -82,6 +84,9 @@ type Home struct {
 	observed    netip.AddrPort
 	rtt         time.Duration
 	events      []HomeEvent
+	proof       uint64 // of our address, from the last SEEN
+	proofs      int    // SEENs since the last Reveal that asked for another one
+	again       []byte // the REVEAL with it
 }
 
 type helloAttempt struct {
@@ -122,6 +127,21 @@ func (h *Home) Observed() netip.AddrPort { return h.observed }
 // RTT returns the smoothed round-trip time to the server, zero if unknown.
 func (h *Home) RTT() time.Duration { return h.rtt }
 
+// Keepalive returns how long the session is left silent at most.
+func (h *Home) Keepalive() time.Duration { return h.cfg.Keepalive }
+
+// SetKeepalive changes how long the session is left silent at most, 0 for DefaultKeepalive: NAT mappings have to
+// outlive it.
+func (h *Home) SetKeepalive(now time.Time, d time.Duration) {
+	if d == 0 {
+		d = DefaultKeepalive
+	}
+	h.cfg.Keepalive = d
+	if l := h.link; l != nil && l.waiting == 0 && l.next.Sub(now) > d {
+		l.next = now.Add(h.jitter(d))
+	}
+}
+
 // Kick says that the network changed, or that the claim was accepted, or that a
 // superseded instance wants its place back: register again at once, from
 // whatever source address datagrams have now. The old session serves until then
@@ -142,6 +162,39 @@ func (h *Home) Probe(now time.Time) {
 	}
 }
 
+// Reveal returns the datagram that has the server tell the other end of a relay channel
+// our address, and us its address (Located) if it asks too. It is nil without a session. A
+// server that does not know the question does not answer.
+func (h *Home) Reveal(channel uint64) []byte {
+	h.proofs = 0
+	return h.reveal(channel)
+}
+
+func (h *Home) reveal(channel uint64) []byte {
+	if h.link == nil {
+		return nil
+	}
+	b, err := AppendRecord(nil, h.link.number, h.link.tr, Record{Kind: Reveal, Echo: channel, Proof: h.proof})
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// located takes the answer. The proof holds for one source address, which a NAT may change.
+func (h *Home) located(r Record) {
+	if r.Flags&FlagProve != 0 {
+		if h.proofs++; h.proofs <= proofTries {
+			h.proof = r.Proof
+			h.again = h.reveal(r.Echo)
+		}
+		return
+	}
+	if r.Observed.IsValid() {
+		h.event(HomeEvent{Kind: Located, Addr: r.Observed, Channel: r.Echo})
+	}
+}
+
 // Next returns when Advance is to be called next; a time in the past means now,
 // the zero time means never (until Receive or Kick).
 func (h *Home) Next() time.Time {
@@ -153,6 +206,9 @@ func (h *Home) Next() time.Time {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
+	}
+	if h.again != nil {
+		return time.Unix(0, 0)
 	}
 	at(h.retry)
 	if h.hello != nil {
@@ -180,6 +236,9 @@ func (h *Home) Advance(now time.Time) [][]byte {
 		h.started, h.retry = now, now
 	}
 	var out [][]byte
+	if h.again != nil {
+		out, h.again = append(out, h.again), nil
+	}
 	for _, l := range []*link{h.link, h.fresh} {
 		if l == nil || now.Before(l.next) {
 			continue
@@ -381,6 +440,8 @@ func (h *Home) record(now time.Time, b []byte) error {
 			h.pong(now, l, r)
 		case Notice:
 			h.notice(now, l, r)
+		case Seen:
+			h.located(r)
 		default:
 			return ErrMalformed
 		}

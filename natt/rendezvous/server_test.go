@@ -338,6 +338,34 @@ func TestSTUN(t *testing.T) {
 	}
 }
 
+// An answer goes to another port of the sender's address if it asks for that, and
+// nowhere if that is a well-known one.
+func TestSTUNResponsePort(t *testing.T) {
+	t.Parallel()
+	r := start(t, Config{StateDir: t.TempDir()})
+	sleeper, caller := newAgent(t, "alice", r.addr), newAgent(t, "bob", r.addr)
+	read := func(a *agent) (stun.Reply, int, error) {
+		var b [100]byte
+		a.conn.SetReadDeadline(time.Now().Add(patience))
+		n, _, err := a.conn.ReadFromUDPAddrPort(b[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply, err := stun.ParseReply(b[:n])
+		return reply, n, err
+	}
+	q := stun.Query{ID: stun.TransactionID{1}, ResponsePort: sleeper.udpAddr().Port()}
+	caller.send(stun.AppendQuery(nil, q))
+	if got, n, err := read(sleeper); err != nil || got.ID != q.ID || got.Mapped != caller.udpAddr() || n > stun.QuerySize {
+		t.Errorf("%+v, %d bytes, %v", got, n, err)
+	}
+	q = stun.Query{ID: stun.TransactionID{2}, ResponsePort: 53}
+	caller.send(stun.AppendQuery(nil, q))
+	if got, _, err := read(caller); err == nil || got.ID != q.ID {
+		t.Errorf("port 53: %+v, %v", got, err)
+	}
+}
+
 // Nothing but what is asked for is answered, and nothing by more than was sent.
 func TestNoAnswer(t *testing.T) {
 	t.Parallel()

@@ -15,8 +15,13 @@ func (r *reader) stun(m *natt.Message, d []byte) {
 		r.s.count.malformed.Add(1)
 		return
 	}
-	if q, ok := stun.ParseQuery(d); ok {
-		if from, other := r.s.alternate(r.sock, q); from != nil {
+	if q, ok := stun.ParseQuery(d); ok && !(q.ResponsePort != 0 && r.sock.carrier != nil) {
+		from, other := r.s.alternate(r.sock, q)
+		if q.ResponsePort != 0 && (from != nil || !q.ChangeIP && !q.ChangePort) {
+			r.elsewhere(m, q, from, other)
+			return
+		}
+		if from != nil {
 			r.s.count.stun.Add(1)
 			b := stun.AppendReply(make([]byte, 0, stun.QuerySize), stun.Reply{ID: q.ID, Mapped: m.Addr, Other: other})
 			if from == r.sock {
@@ -34,6 +39,27 @@ func (r *reader) stun(m *natt.Message, d []byte) {
 	}
 	r.s.count.stun.Add(1)
 	r.reply(m, b)
+}
+
+// elsewhere answers to another port of the address that a query came from, by which
+// an agent finds out how long its NAT keeps a mapping, and whether a mapping that
+// its gateway made lets packets in (RFC 5780 section 7.5). The answer is shorter than
+// the query, and rate limited like all.
+func (r *reader) elsewhere(m *natt.Message, q stun.Query, from *socket, other netip.AddrPort) {
+	r.s.count.stun.Add(1)
+	b := make([]byte, 0, stun.QuerySize)
+	if other.IsValid() {
+		b = stun.AppendReply(b, stun.Reply{ID: q.ID, Mapped: m.Addr, Other: other})
+	} else {
+		b = stun.AppendMapped(b, q.ID, m.Addr)
+	}
+	to := *m
+	to.Addr = netip.AddrPortFrom(m.Addr.Addr(), q.ResponsePort)
+	if from == nil || from == r.sock {
+		r.reply(&to, b)
+	} else {
+		r.send(from, natt.Message{Buf: b, Addr: to.Addr})
+	}
 }
 
 // alternate finds the socket that a query wants its answer from, and the

@@ -9,11 +9,13 @@ import (
 )
 
 // A Query is a Binding request of RFC 5780, which finds out how a NAT behaves: it may ask the server to answer from its
-// other address or port.
+// other address or port, or to another port of the address that the query comes from.
 type Query struct {
 	ID         TransactionID
 	ChangeIP   bool
 	ChangePort bool
+	// ResponsePort is where the answer goes; 0: to where the query came from. Ports below LeastResponsePort are refused.
+	ResponsePort uint16
 }
 
 // A Reply is the answer to a Query.
@@ -25,10 +27,14 @@ type Reply struct {
 
 const (
 	attrChangeRequest stun.AttrType = 0x0003
+	attrResponsePort  stun.AttrType = 0x0027
 	attrOtherAddress  stun.AttrType = 0x802c
 
 	changeIP   = 0x04
 	changePort = 0x02
+
+	// LeastResponsePort keeps what listens at well-known ports out of what strangers behind the same NAT can ask for.
+	LeastResponsePort = 1024
 
 	// QuerySize is the length of every Query: as long as the longest Reply, with two IPv6 addresses.
 	QuerySize = headerSize + 2*(8+16)
@@ -48,6 +54,12 @@ func AppendQuery(dst []byte, q Query) []byte {
 	if change != 0 {
 		dst = binary.BigEndian.AppendUint16(dst, uint16(attrChangeRequest))
 		dst = append(dst, 0, 4, 0, 0, 0, change)
+	}
+	if q.ResponsePort != 0 {
+		dst = binary.BigEndian.AppendUint16(dst, uint16(attrResponsePort))
+		dst = append(dst, 0, 4)
+		dst = binary.BigEndian.AppendUint16(dst, q.ResponsePort)
+		dst = append(dst, 0, 0) // padding, RFC 5780 section 7.5
 	}
 	rest := QuerySize - (len(dst) - at) - 4
 	dst = binary.BigEndian.AppendUint16(dst, uint16(stun.AttrSoftware))
@@ -74,14 +86,17 @@ func ParseQuery(b []byte) (Query, bool) {
 	}
 	q := Query{ID: m.TransactionID}
 	for _, t := range unknownAttributes(m) {
-		if t != attrChangeRequest {
+		v, err := m.Get(t)
+		switch {
+		case err != nil:
+			return Query{}, false
+		case t == attrChangeRequest && len(v) == 4 && v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3]&^(changeIP|changePort) == 0:
+			q.ChangeIP, q.ChangePort = v[3]&changeIP != 0, v[3]&changePort != 0
+		case t == attrResponsePort && (len(v) == 2 || len(v) == 4) && binary.BigEndian.Uint16(v) >= LeastResponsePort:
+			q.ResponsePort = binary.BigEndian.Uint16(v)
+		default:
 			return Query{}, false
 		}
-		v, err := m.Get(attrChangeRequest)
-		if err != nil || len(v) != 4 || v[0] != 0 || v[1] != 0 || v[2] != 0 || v[3]&^(changeIP|changePort) != 0 {
-			return Query{}, false
-		}
-		q.ChangeIP, q.ChangePort = v[3]&changeIP != 0, v[3]&changePort != 0
 	}
 	return q, true
 }

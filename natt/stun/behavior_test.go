@@ -7,7 +7,8 @@ import (
 )
 
 func TestQueryAndReply(t *testing.T) {
-	for _, q := range []Query{{ID: TransactionID{1}}, {ID: TransactionID{2}, ChangePort: true}, {ID: TransactionID{3}, ChangeIP: true, ChangePort: true}} {
+	for _, q := range []Query{{ID: TransactionID{1}}, {ID: TransactionID{2}, ChangePort: true}, {ID: TransactionID{3}, ChangeIP: true, ChangePort: true},
+		{ID: TransactionID{4}, ResponsePort: 1024}, {ID: TransactionID{5}, ChangeIP: true, ChangePort: true, ResponsePort: 65535}} {
 		b := AppendQuery(nil, q)
 		if len(b) != QuerySize {
 			t.Errorf("%+v: %d bytes", q, len(b))
@@ -15,6 +16,9 @@ func TestQueryAndReply(t *testing.T) {
 		if got, ok := ParseQuery(b); !ok || got != q {
 			t.Errorf("%+v came back as %+v, %v", q, got, ok)
 		}
+	}
+	if q, ok := ParseQuery(AppendQuery(nil, Query{ResponsePort: 53})); ok {
+		t.Errorf("%+v: a well-known port is accepted", q)
 	}
 	for _, pair := range [][2]string{{"192.0.2.1:1", "192.0.2.2:443"}, {"[2001:db8::1]:65535", "[2001:db8::2]:3478"}} {
 		r := Reply{TransactionID{9}, netip.MustParseAddrPort(pair[0]), netip.MustParseAddrPort(pair[1])}
@@ -34,6 +38,7 @@ func TestQueryAndReply(t *testing.T) {
 
 func FuzzParseQuery(f *testing.F) {
 	f.Add(AppendQuery(nil, Query{ChangeIP: true}))
+	f.Add(AppendQuery(nil, Query{ResponsePort: 4000}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q, ok := ParseQuery(b)
 		if !ok {

@@ -24,6 +24,10 @@
 // that its NAT filters nothing) gets error 420 naming the attribute. Indications, answers and other methods get
 // nothing.
 //
+// A Query of RFC 5780, 68 bytes, may ask for the answer to come from the server's other address (CHANGE-REQUEST), if it has
+// two, or to go to another port of the sender's address (RESPONSE-PORT, from 1024 on). Neither makes the answer longer than
+// the query, or sends it to another address than the sender's.
+//
 // STUN shares the agent's socket with other messages; Is tells it apart: its first byte is 0 or 1 and bytes 4 to 7 are
 // the magic cookie.
 package stun

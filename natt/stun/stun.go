@@ -84,10 +84,14 @@ func Answer(dst, request []byte, from netip.AddrPort) ([]byte, bool) {
 	if unknown := unknownAttributes(m); len(unknown) > 0 {
 		return refuse(dst, id, unknown), true
 	}
+	return AppendMapped(dst, id, from), true
+}
+
+// AppendMapped appends the answer that tells an address and nothing else.
+func AppendMapped(dst []byte, id TransactionID, mapped netip.AddrPort) []byte {
 	at := len(dst)
-	dst = appendHeader(dst, 0x0101, addressSize(from), id)
-	dst = appendAddress(dst, stun.AttrXORMappedAddress, from, dst[at+4:at+headerSize])
-	return dst, true
+	dst = appendHeader(dst, 0x0101, addressSize(mapped), id)
+	return appendAddress(dst, stun.AttrXORMappedAddress, mapped, dst[at+4:at+headerSize])
 }
 
 // addressSize is the length of an address attribute with its header.
