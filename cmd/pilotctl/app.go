@@ -24,6 +24,8 @@ type program struct {
 	newNode        func(overlay.Config) (node, error)
 	lookup         func(ctx context.Context, server netip.AddrPort, name string) ([]string, error) // zero server: the system's
 
+	examine func(context.Context, subject) machineFacts // looks at this machine, for doctor
+
 	dial func(ctx context.Context, network, address string) (net.Conn, error) // to services of peers; nil: the host's network
 
 	json bool // set by run
@@ -61,7 +63,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
-			p.serveCommand(), p.fileCommand(), p.pingCommand(), p.netcheckCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
+			p.serveCommand(), p.fileCommand(), p.pingCommand(), p.netcheckCommand(), p.doctorCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
 			p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,

@@ -20,6 +20,7 @@ func main() {
 		newKey:  crypto.GenerateKey,
 		newNode: openNode,
 		lookup:  lookupNames,
+		examine: examineMachine,
 	}
 	status := p.run(ctx, os.Args)
 	stop()

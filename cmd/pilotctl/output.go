@@ -41,13 +41,20 @@ func exitStatus(c overlay.Code) int {
 	return exitInternal
 }
 
-// A statusError has an exit status that does not follow from its code.
+// A statusError has an exit status that does not follow from its code. Without
+// an err all has been said.
 type statusError struct {
 	status int
 	err    error
 }
 
-func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
 func (e *statusError) Unwrap() error { return e.err }
 
 // finish shows err and returns the exit status.
@@ -59,6 +66,10 @@ func (p *program) finish(ctx context.Context, err error) int {
 		fmt.Fprintln(p.stderr, "pilotctl: interrupted")
 		return exitInterrupted
 	}
+	s := new(statusError)
+	if errors.As(err, &s) && s.err == nil {
+		return s.status
+	}
 	e := api.AsError(err)
 	if p.json {
 		p.encode(api.Failure(e))
@@ -68,7 +79,7 @@ func (p *program) finish(ctx context.Context, err error) int {
 			fmt.Fprintf(p.stderr, "hint: %s\n", e.Hint)
 		}
 	}
-	if s := new(statusError); errors.As(err, &s) {
+	if s.status != 0 {
 		return s.status
 	}
 	return exitStatus(e.Code)
