@@ -4,10 +4,11 @@
 GO         ?= go
 FUZZTIME   ?= 10s
 TESTFLAGS  ?=
+BENCHFLAGS ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz nat scale demo clean
+.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -67,6 +68,11 @@ nat:
 # What a server needs for ten thousand agents: 20 s, prints memory and times.
 scale:
 	PILOT_SCALE=1 $(GO) test -count=1 -v -run '^TestScale' ./natt/rendezvous
+
+# Beside wireguard-go, on a machine that does nothing else: half an hour, needs
+# root, iperf3 and ping; wrk and ethtool for some of it. Writes the results.
+bench:
+	$(GO) run ./packaging/bench $(BENCHFLAGS)
 
 demo: build
 	./pilotctl demo

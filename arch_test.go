@@ -76,6 +76,9 @@ var rooms = map[string]room{
 		may: []string{"crypto", "ipam", "ipam/dns", "natt", "natt/rendezvous", "overlay", "trust", "tun"},
 		why: "cmd wires everything, so nothing may import it",
 	},
+	"packaging": {
+		why: "packaging builds and measures the program from outside, as users get it: it imports nothing of ours",
+	},
 }
 
 // source is a package as the test sees it: its files without the tests.

@@ -1,0 +1,22 @@
+// Bench measures Pilot beside its rivals on one Linux machine: bare veth, and
+// wireguard-go built from the module that Pilot itself depends on.
+//
+//	go run ./packaging/bench [flags]        (as root; "make bench")
+//
+// It makes three network namespaces, two hosts on a bridge in the third, and
+// starts wireguard-go and Pilot between the hosts at once. Pilot runs as users
+// run it: a server, two agents, trust for all ports; replay window, address
+// checks and firewall are in the measured path. All carry IPv6 inside and IPv4
+// underneath, each with its default MTU.
+//
+// A round runs each test on each contestant, one directly after the other and
+// every round in another order, so that a ratio compares what ran within
+// seconds. Both hosts, their daemons and the programs that measure share the
+// machine's CPUs: throughput says what everything costs together, and the CPU
+// seconds that both daemons used per gigabyte say what they cost. A test during
+// which other programs used the machine is run again, up to -tries times; the
+// least disturbed try counts, and the table says how much it was disturbed.
+//
+// The results, with every round, go to a Markdown file. Needs iperf3, ping and
+// ip; ethtool for the variants of the link; wrk for HTTP.
+package main
