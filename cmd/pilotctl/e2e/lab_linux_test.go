@@ -24,12 +24,19 @@ type lab struct {
 	script string
 	prefix string
 	dir    string // for the files of its agents; short, because sockets lie in it
+	env    []string
 }
 
 var labs atomic.Int32
 
 // newLab builds a lab that is gone after the test with all that runs in it.
 func newLab(t *testing.T, kinds ...string) *lab {
+	t.Helper()
+	return newLabWith(t, nil, kinds...)
+}
+
+// newLabWith is newLab with variables that the lab knows.
+func newLabWith(t *testing.T, env []string, kinds ...string) *lab {
 	t.Helper()
 	needLab(t)
 	path, err := filepath.Abs(script)
@@ -40,7 +47,7 @@ func newLab(t *testing.T, kinds ...string) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{script: path, prefix: fmt.Sprintf("e%dx%d", os.Getpid(), labs.Add(1)), dir: dir}
+	l := &lab{script: path, prefix: fmt.Sprintf("e%dx%d", os.Getpid(), labs.Add(1)), dir: dir, env: env}
 	t.Cleanup(func() {
 		if t.Failed() {
 			l.showLogs(t)
@@ -70,13 +77,18 @@ func (l *lab) showLogs(t *testing.T) {
 }
 
 func (l *lab) natlab(ctx context.Context, args ...string) *exec.Cmd {
-	c := exec.CommandContext(ctx, l.script, args...)
+	return l.program(ctx, l.script, args...)
+}
+
+// program is a command with the environment of the lab.
+func (l *lab) program(ctx context.Context, name string, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, name, args...)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "PILOT_") && !strings.HasPrefix(v, "PATH=") {
 			c.Env = append(c.Env, v)
 		}
 	}
-	c.Env = append(c.Env, "NATLAB_PREFIX="+l.prefix, "PATH="+filepath.Dir(pilotctl)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	c.Env = append(append(c.Env, l.env...), "NATLAB_PREFIX="+l.prefix, "PATH="+filepath.Dir(pilotctl)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	c.WaitDelay = time.Second
 	return c
 }
@@ -91,6 +103,9 @@ func (l *lab) do(t *testing.T, args ...string) {
 
 // on is a command that will run on a host.
 func (l *lab) on(ctx context.Context, host string, args ...string) *exec.Cmd {
+	if l.script == "" {
+		return l.program(ctx, lookup("ip"), append([]string{"netns", "exec", l.namespace(host)}, args...)...)
+	}
 	return l.natlab(ctx, append([]string{"exec", host}, args...)...)
 }
 
@@ -133,7 +148,7 @@ func (l *lab) processes(host string) []int {
 
 // killAll ends what runs on the hosts: a namespace lives on with its processes.
 func (l *lab) killAll(t *testing.T) {
-	hosts := []string{"rdv", "rdv2", "a1", "a2", "b1", "b2"}
+	hosts := []string{"rdv", "rdv2", "a1", "a2", "b1", "b2", "c1", "c2"}
 	gone := func() bool {
 		n := 0
 		for _, host := range hosts {
