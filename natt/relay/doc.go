@@ -47,16 +47,17 @@
 //	VISIT, type 10, visitor to server, 212 bytes  Noise NK message 1
 //	 0  1  10       1  1  version 1     2  2  zero     4  4  attempt
 //	 8 32  e
-//	40 140 sealed: target fingerprint 16, inner length 2, zero 2, inner frame and zeros 104
+//	40 140 sealed: target fingerprint 16, inner length 2, zero 1, flags 1 (1 = ask), inner frame and zeros 104
 //	180 16 mac1   196 16  mac2
 //
 //	OPENED, type 11, server to visitor, 96 bytes  Noise NK message 2
-//	 as WELCOME; the session field is the channel number
+//	 as WELCOME; the session field is the channel number; if the VISIT asks, the address is the target's, or none
 //
 //	RECORD, type 12, both ways, 76 bytes
 //	 0  1  12       1  3  zero      4  8  session
 //	12 64  crypto.Transport message (counter 8, ciphertext 40, tag 16) of
 //	       kind 1, flags 1, zero 2, echo 8, unix ms 8, observed address 18, zero 2
+//	       (in a REVEAL and SEEN: channel in the place of echo, zero 2 and proof 6 in that of unix ms)
 //
 //	COOKIE, type 13, server to anyone, 40 bytes
 //	 0  1  13       1  3  zero      4  4  attempt     8 16  cookie    24 16  mac
@@ -140,6 +141,22 @@
 //
 // When the visitor's address changes, frames get a HINT and it visits again. When
 // the target's address changes, its home session moves and the channel follows.
+//
+// # Where the other end is
+//
+// An agent sends many packets to an address (to search for the ports of a hard NAT) only if a server
+// says that the peer was seen there: the peer's own word could name anybody. The server says so to the two
+// ends of a channel, and only if both ask. Asking is consent: whoever asks may be known to the other.
+//
+// The target sends REVEAL (kind 5) with its number of the channel. SEEN (6) repeats the number and tells the
+// visitor's address, or none if the visitor has not asked or has not used its number yet. The first REVEAL from
+// an address is answered by a SEEN with flag 1 and a proof, a MAC of session and address under a secret of the
+// server; the REVEAL is sent again with it. So a target that forges its source address (which moves its session
+// there) cannot have the server say that it is there. The visitor sends a VISIT with flag 1 and no inner frame; its
+// OPENED, which must be of the same channel, tells the target's address or none. Addresses at the other end of TLS
+// connections are not told. Both ask again until they know. A visitor that has no channel, a stranger that visits
+// the same target and one that guesses numbers learn nothing, and the server keeps two bits a channel and one
+// address a session. A server that does not know the question drops it: without an answer nobody searches.
 //
 // # Control channel
 //

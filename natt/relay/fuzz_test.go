@@ -49,6 +49,9 @@ func FuzzHint(f *testing.F) {
 func FuzzRecord(f *testing.F) {
 	f.Add(appendRecordBody(nil, Record{Kind: Ping, Echo: 3, Time: testNow}))
 	f.Add(appendRecordBody(nil, Record{Kind: Pong, Flags: FlagMail, Echo: 3, Time: testNow, Observed: testAddr}))
+	f.Add(appendRecordBody(nil, Record{Kind: Reveal, Echo: 1 << 63, Proof: 1<<48 - 1}))
+	f.Add(appendRecordBody(nil, Record{Kind: Seen, Flags: FlagProve, Echo: 3, Proof: 7}))
+	f.Add(appendRecordBody(nil, Record{Kind: Seen, Echo: 3, Observed: testAddr}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if r, err := parseRecordBody(b); err == nil {
 			equal(t, appendRecordBody(nil, r), b)
@@ -78,6 +81,7 @@ func FuzzWelcome(f *testing.F) {
 func FuzzVisit(f *testing.F) {
 	f.Add(appendVisitBody(nil, Visit{Target: crypto.Fingerprint{1}, Inner: make([]byte, MaxInner)}))
 	f.Add(appendVisitBody(nil, Visit{}))
+	f.Add(appendVisitBody(nil, Visit{Target: crypto.Fingerprint{2}, Ask: true}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if v, err := parseVisitBody(b); err == nil {
 			equal(t, appendVisitBody(nil, v), b)

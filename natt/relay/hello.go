@@ -102,7 +102,12 @@ func parseWelcomeBody(b []byte) (Welcome, error) {
 type Visit struct {
 	Target crypto.Fingerprint
 	Inner  []byte // at most MaxInner bytes; empty only to open or move the channel
+	// Ask asks where the target is seen, and lets the target know where we are: the
+	// OPENED tells the target's address instead of ours, if the target wants that too.
+	Ask bool
 }
+
+const visitAsk = 1
 
 const visitPayload = 20 + MaxInner
 
@@ -110,19 +115,22 @@ func appendVisitBody(dst []byte, v Visit) []byte {
 	dst = append(dst, v.Target[:]...)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(v.Inner)))
 	dst = append(dst, 0, 0)
+	if v.Ask {
+		dst[len(dst)-1] = visitAsk
+	}
 	dst = append(dst, v.Inner...)
 	return append(dst, make([]byte, MaxInner-len(v.Inner))...)
 }
 
 func parseVisitBody(b []byte) (Visit, error) {
-	if len(b) != visitPayload || b[18]|b[19] != 0 {
+	if len(b) != visitPayload || b[18] != 0 || b[19] > visitAsk {
 		return Visit{}, ErrMalformed
 	}
 	n := int(binary.BigEndian.Uint16(b[16:]))
 	if n > MaxInner || !allZero(b[20+n:]) {
 		return Visit{}, ErrMalformed
 	}
-	return Visit{Target: crypto.Fingerprint(b[:16]), Inner: b[20 : 20+n]}, nil
+	return Visit{Target: crypto.Fingerprint(b[:16]), Inner: b[20 : 20+n], Ask: b[19] == visitAsk}, nil
 }
 
 // A request is the initiator's side of a HELLO or VISIT: a complete datagram and

@@ -17,10 +17,19 @@ const (
 	Pong   RecordKind = 2 // server to agent, the answer
 	Notice RecordKind = 3 // server to agent
 	Bye    RecordKind = 4 // agent to server
+	Reveal RecordKind = 5 // agent to server: tell the other end of a channel where you see me, and me where it is
+	Seen   RecordKind = 6 // server to agent, the answer
 )
 
 // FlagMail in a PONG says that mail waits.
 const FlagMail = 1
+
+// FlagProve in a SEEN says that the REVEAL did not show that its sender reads at its
+// address: send it again with this proof.
+const FlagProve = 1
+
+// proofBits is the size of the proof that a REVEAL repeats from a SEEN.
+const proofBits = 48
 
 // Codes of a NOTICE, in its Echo.
 const (
@@ -33,8 +42,9 @@ const (
 type Record struct {
 	Kind     RecordKind
 	Flags    uint8
-	Echo     uint64
+	Echo     uint64    // REVEAL, SEEN: the channel, as its target numbers it
 	Time     time.Time // whole milliseconds; the zero Time is 0 on the wire
+	Proof    uint64    // REVEAL, SEEN, in the place of Time: at most 48 bits
 	Observed netip.AddrPort
 }
 
@@ -73,24 +83,32 @@ func OpenRecord(tr *crypto.Transport, sealed []byte) (Record, error) {
 func appendRecordBody(dst []byte, r Record) []byte {
 	dst = append(dst, byte(r.Kind), r.Flags, 0, 0)
 	dst = binary.BigEndian.AppendUint64(dst, r.Echo)
-	dst = binary.BigEndian.AppendUint64(dst, millis(r.Time))
+	if r.Kind == Reveal || r.Kind == Seen {
+		dst = binary.BigEndian.AppendUint64(dst, r.Proof)
+	} else {
+		dst = binary.BigEndian.AppendUint64(dst, millis(r.Time))
+	}
 	dst = appendAddr(dst, r.Observed)
 	return append(dst, 0, 0)
 }
 
 func parseRecordBody(b []byte) (Record, error) {
-	if len(b) != recordPlain || b[2]|b[3]|b[38]|b[39] != 0 || b[0] < byte(Ping) || b[0] > byte(Bye) {
+	if len(b) != recordPlain || b[2]|b[3]|b[38]|b[39] != 0 || b[0] < byte(Ping) || b[0] > byte(Seen) {
 		return Record{}, ErrMalformed
 	}
-	at, ok := fromMillis(binary.BigEndian.Uint64(b[12:]))
+	moment := binary.BigEndian.Uint64(b[12:])
+	at, ok := fromMillis(moment)
 	addr, okAddr := parseAddr(b[20:])
 	if !ok || !okAddr {
 		return Record{}, ErrMalformed
 	}
-	return Record{
-		Kind: RecordKind(b[0]), Flags: b[1], Echo: binary.BigEndian.Uint64(b[4:]),
-		Time: at, Observed: addr,
-	}, nil
+	r := Record{Kind: RecordKind(b[0]), Flags: b[1], Echo: binary.BigEndian.Uint64(b[4:]), Observed: addr}
+	if r.Kind == Reveal || r.Kind == Seen {
+		r.Proof = moment
+	} else {
+		r.Time = at
+	}
+	return r, nil
 }
 
 func millis(t time.Time) uint64 {

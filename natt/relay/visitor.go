@@ -34,6 +34,8 @@ type Visitor struct {
 	cfg      VisitorConfig
 	mac      MAC
 	visits   []*request // unanswered, oldest first
+	asks     []*request // the same, of those that ask where the target is
+	other    netip.AddrPort
 	channel  uint64
 	stale    bool      // the server does not know the channel from this address
 	held     time.Time // no HINT is honoured before
@@ -64,6 +66,46 @@ func (v *Visitor) Stale() bool { return v.channel == 0 || v.stale }
 // Observed returns our address as the server saw it when it opened the channel.
 func (v *Visitor) Observed() netip.AddrPort { return v.observed }
 
+// Other returns the target's address as the server saw it when it answered [Visitor.Ask]
+// last: zero until the target has asked too, and where it is not reached by UDP.
+func (v *Visitor) Other() netip.AddrPort { return v.other }
+
+// Ask returns a VISIT that asks where the server sees the target, nil without a channel. The
+// target learns our address in return, if it asks too. A server that does not know the question
+// does not answer.
+func (v *Visitor) Ask(now time.Time) []byte {
+	if v.channel == 0 {
+		return nil
+	}
+	r, err := v.request(now, Visit{Target: v.cfg.Target, Ask: true})
+	if err != nil {
+		return nil
+	}
+	v.asks = appendRequest(v.asks, r)
+	return r.msg
+}
+
+// request makes a VISIT.
+func (v *Visitor) request(now time.Time, visit Visit) (*request, error) {
+	var attempt [4]byte
+	if _, err := io.ReadFull(v.cfg.Rand, attempt[:]); err != nil {
+		return nil, fmt.Errorf("relay: visit: %w", err)
+	}
+	var cookie []byte
+	if now.Before(v.until) {
+		cookie = v.cookie
+	}
+	return newRequest(v.cfg.Server, nil, binary.BigEndian.Uint32(attempt[:]), appendVisitBody(nil, visit), cookie)
+}
+
+// appendRequest keeps the last few.
+func appendRequest(list []*request, r *request) []*request {
+	if len(list) == visitsKept {
+		list = append(list[:0], list[1:]...)
+	}
+	return append(list, r)
+}
+
 // Heard returns when the server last answered a VISIT or a keepalive, zero if never.
 func (v *Visitor) Heard() time.Time { return v.heard }
 
@@ -74,23 +116,11 @@ func (v *Visitor) Open(now time.Time, inner []byte) ([]byte, error) {
 	if len(inner) > MaxInner {
 		return nil, fmt.Errorf("relay: visit: inner frame of %d bytes is longer than %d", len(inner), MaxInner)
 	}
-	var attempt [4]byte
-	if _, err := io.ReadFull(v.cfg.Rand, attempt[:]); err != nil {
-		return nil, fmt.Errorf("relay: visit: %w", err)
-	}
-	var cookie []byte
-	if now.Before(v.until) {
-		cookie = v.cookie
-	}
-	body := appendVisitBody(nil, Visit{Target: v.cfg.Target, Inner: inner})
-	r, err := newRequest(v.cfg.Server, nil, binary.BigEndian.Uint32(attempt[:]), body, cookie)
+	r, err := v.request(now, Visit{Target: v.cfg.Target, Inner: inner})
 	if err != nil {
 		return nil, err
 	}
-	if len(v.visits) == visitsKept {
-		v.visits = append(v.visits[:0], v.visits[1:]...)
-	}
-	v.visits = append(v.visits, r)
+	v.visits = appendRequest(v.visits, r)
 	v.cookies, v.resend = 0, nil
 	return r.msg, nil
 }
@@ -153,6 +183,12 @@ func (v *Visitor) Receive(now time.Time, b []byte) error {
 }
 
 func (v *Visitor) opened(now time.Time, b []byte) error {
+	for _, r := range v.asks {
+		if w, _, err := r.complete(b); err == nil && w.Status == StatusWelcome && w.Number == v.channel {
+			v.other, v.heard, v.asks = w.Observed, now, v.asks[:0]
+			return nil
+		}
+	}
 	for _, r := range v.visits {
 		w, _, err := r.complete(b)
 		if err != nil {
@@ -160,6 +196,9 @@ func (v *Visitor) opened(now time.Time, b []byte) error {
 		}
 		if w.Status != StatusWelcome {
 			return ErrMalformed
+		}
+		if w.Number != v.channel {
+			v.other, v.asks = netip.AddrPort{}, v.asks[:0]
 		}
 		v.channel, v.observed, v.heard = w.Number, w.Observed, now
 		v.stale, v.held = false, time.Time{}

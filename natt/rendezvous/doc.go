@@ -14,7 +14,8 @@
 // blinded by a key that is drawn at every start and never stored. Nothing on disk
 // or in the log says who wrote to whom, who relays to whom, or who trusts whom.
 // While it runs, the server sees addresses and timing of what it relays, and holds
-// in memory which address visits which agent.
+// in memory which address visits which agent. It tells the two ends of a channel where
+// the other is only when both ask, and has proven each address.
 //
 // # What a stranger can cost it
 //

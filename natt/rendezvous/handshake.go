@@ -136,12 +136,17 @@ func (s *Server) visit(j job, a *relay.Accepted) {
 		s.count.limited.Add(1)
 		return
 	}
-	answer, err := a.Answer(relay.Welcome{Number: c.visitorNumber, Time: now, Observed: j.from.addr})
+	home := s.table.home(a.Visit.Target)
+	observed := j.from.addr
+	if a.Visit.Ask {
+		c.asked.Store(true)
+		observed = c.whereTarget(home)
+	}
+	answer, err := a.Answer(relay.Welcome{Number: c.visitorNumber, Time: now, Observed: observed})
 	if err != nil {
 		return
 	}
 	s.write(j.from, answer)
-	home := s.table.home(a.Visit.Target)
 	if len(a.Visit.Inner) == 0 || a.Visit.Inner[0] == 0 || home == nil {
 		return
 	}

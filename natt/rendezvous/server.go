@@ -27,6 +27,7 @@ type Server struct {
 	ownStore  bool
 	cookies   relay.Cookies
 	blind     [32]byte // blinds senders' networks in the store
+	proofKey  [32]byte // of what shows that an agent reads at its address
 	started   time.Time
 	sockets   []*socket
 	listeners []net.Listener
@@ -68,6 +69,7 @@ func newServer(cfg Config) *Server {
 	}
 	s.cookies = relay.NewCookies(s.public, secret)
 	rand.Read(s.blind[:])
+	rand.Read(s.proofKey[:])
 	return s
 }
 

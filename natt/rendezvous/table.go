@@ -43,8 +43,9 @@ type session struct {
 	tr       *crypto.Transport
 	bind     atomic.Pointer[binding]
 	former   atomic.Pointer[former]
-	used     atomic.Int64 // when it was last heard
-	mail     atomic.Bool  // mail waits
+	proven   atomic.Pointer[binding] // where a REVEAL has shown that the agent reads
+	used     atomic.Int64            // when it was last heard
+	mail     atomic.Bool             // mail waits
 
 	mu         sync.Mutex
 	highest    uint64 // counter of the records so far
@@ -71,6 +72,8 @@ type channel struct {
 	targetNumber  uint64
 	answered      atomic.Bool  // the target has sent something
 	proven        atomic.Bool  // the visitor has used its number: it reads at its address
+	asked         atomic.Bool  // the visitor asks where the target is, and may be known to it
+	revealed      atomic.Bool  // the target wants the same
 	used          atomic.Int64 // last frame
 	toTarget      lane
 	toVisitor     lane

@@ -195,7 +195,7 @@ func (r *reader) record(m *natt.Message, d []byte) {
 		return
 	}
 	rec, err := relay.OpenRecord(sess.tr, sealed)
-	if err != nil || rec.Kind != relay.Ping && rec.Kind != relay.Bye {
+	if err != nil || rec.Kind != relay.Ping && rec.Kind != relay.Bye && rec.Kind != relay.Reveal {
 		r.s.count.malformed.Add(1)
 		return
 	}
@@ -217,6 +217,10 @@ func (r *reader) record(m *natt.Message, d []byte) {
 	if superseded {
 		sess.notify(relay.NoticeSuperseded)
 		r.s.sendNotices(sess)
+		return
+	}
+	if rec.Kind == relay.Reveal {
+		r.reveal(m, sess, rec)
 		return
 	}
 	pong := relay.Record{Kind: relay.Pong, Echo: rec.Echo, Time: r.s.cfg.Now(), Observed: m.Addr}
