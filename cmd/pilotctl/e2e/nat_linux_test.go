@@ -4,26 +4,69 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 )
 
-// ms writes a duration in milliseconds; none as a dash.
-func ms(d time.Duration) string {
-	if d == 0 {
-		return "-"
+// TestNATs measures pairs of NATs and events, and adds to natt/natlab/RESULTS.md
+// what it does not have yet, so an interrupted measurement goes on where it
+// ended. It runs with PILOT_NAT=1 only (make nat). PILOT_NAT_RUNS says how
+// often at most a pair or event is measured, PILOT_NAT_ONLY which
+// ("linux - sym,sym - sym"), and PILOT_NAT_LABS how many at a time (2).
+func TestNATs(t *testing.T) {
+	if os.Getenv("PILOT_NAT") != "1" {
+		t.Skip("measures for most of an hour; PILOT_NAT=1 runs it")
 	}
-	return strconv.FormatInt(d.Milliseconds(), 10)
+	needLab(t)
+	most, labs := numberFrom(t, "PILOT_NAT_RUNS", 1000), numberFrom(t, "PILOT_NAT_LABS", 2)
+	wanted := func(name string) bool {
+		only := os.Getenv("PILOT_NAT_ONLY")
+		return only == "" || strings.Contains(","+only+",", ","+name+",")
+	}
+	p, results := &plans{t: t}, openResults(t)
+	p.get(1)
+	var jobs []func()
+	for _, c := range cells() {
+		if missing := min(c.runs, most) - results.count(c.name); missing > 0 && wanted(c.name) {
+			jobs = append(jobs, func() {
+				t.Run(c.name, func(t *testing.T) {
+					var runs []pairRun
+					defer func() { results.addPair(t, c, runs) }()
+					c.run(t, p, missing, func(r pairRun) { runs = append(runs, r) })
+				})
+			})
+		}
+	}
+	work(jobs, labs)
 }
 
-func TestNATSweep(t *testing.T) {
-	needLab(t)
-	var p plans
-	n, _ := strconv.Atoi(os.Getenv("PILOT_NAT_RUNS"))
-	for _, c := range cells() {
-		if want := os.Getenv("PILOT_NAT_PAIRS"); want != "" && !strings.Contains(","+want+",", ","+c.name+",") {
-			continue
-		}
-		t.Run(c.name, func(t *testing.T) { c.run(t, &p, n) })
+// work does the jobs, so many at a time.
+func work(jobs []func(), workers int) {
+	queue := make(chan func(), len(jobs))
+	for _, j := range jobs {
+		queue <- j
 	}
+	close(queue)
+	var all sync.WaitGroup
+	for range workers {
+		all.Go(func() {
+			for j := range queue {
+				j()
+			}
+		})
+	}
+	all.Wait()
+}
+
+func numberFrom(t *testing.T, name string, usual int) int {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
 }
