@@ -60,7 +60,7 @@ func runFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one (PILOT_TUN)"},
 		&cli.StringFlag{Name: "dns", Usage: "how programs find peers by name: auto, by what this system has; hosts, by the hosts file; off (PILOT_DNS)"},
-		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too, where this system can do that"},
+		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too (PILOT_DNS_SEARCH=1)"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
 		&cli.StringFlag{Name: "ca-file", Usage: "certificates in PEM to trust in HTTPS proxies besides the system's (PILOT_CA_FILE)"},
@@ -76,7 +76,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		Servers: c.StringSlice("server"),
 		TUN:     either(c.String("tun"), p.getenv("PILOT_TUN")),
 		DNS:     either(c.String("dns"), p.getenv("PILOT_DNS")),
-		Search:  c.Bool("dns-search"),
+		Search:  c.Bool("dns-search") || p.getenv("PILOT_DNS_SEARCH") == "1",
 		Port:    c.Int("port"),
 
 		Services: either(c.String("services"), p.getenv("PILOT_SERVICES")),

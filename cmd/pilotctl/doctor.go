@@ -170,6 +170,8 @@ func (p *program) resolves(ctx context.Context, server netip.AddrPort, name, add
 		return errors.New("no such name")
 	case errors.As(err, &e) && e.IsTimeout:
 		return errors.New("no answer")
+	case errors.As(err, &e): // "dial udp ADDRESS: connect: network is unreachable"
+		return errors.New(strings.TrimSpace(e.Err[strings.LastIndex(e.Err, ": ")+1:]))
 	case err != nil:
 		return err
 	case !slices.Contains(list, address):

@@ -39,11 +39,11 @@ func (e *examination) daemon() []finding {
 	}
 	s := e.status
 	says := "runs since " + span(e.now.Sub(s.Started)) + ", version " + s.Version
-	if s.Version != release {
-		return one(check, doubt, fmt.Sprintf("%s, but this pilotctl is %s", says, release), "pilotctl down; pilotctl up")
-	}
 	list := one(check, fine, says, "")
-	if s.State == "conflict" {
+	switch {
+	case s.Version != release:
+		list = one(check, doubt, fmt.Sprintf("%s, but this pilotctl is %s", says, release), "pilotctl down; pilotctl up")
+	case s.State == "conflict":
 		list = one(check, broken, "another machine runs with the same identity", "pilotctl down there; or here, then pilotctl up --takeover")
 	}
 	for _, w := range s.Warnings {
@@ -275,7 +275,7 @@ func (e *examination) naming() []finding {
 	s := e.status
 	switch {
 	case e.down != nil:
-		return one(check, unknown, "the daemon is down", "")
+		return one(check, unknown, "the daemon does not say", "")
 	case s.Device.DNS == string(resolv.Off):
 		return one(check, fine, "off, as configured: programs do not know the names", "")
 	case e.names.resolver != nil:

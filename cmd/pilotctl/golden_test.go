@@ -31,8 +31,9 @@ const (
 
 // A desk is pilotctl before a daemon that has an apitest.Agent for a node.
 type desk struct {
-	agent *apitest.Agent
-	dir   string
+	agent   *apitest.Agent
+	dir     string
+	machine machineFacts // that doctor finds
 }
 
 func newDesk(t *testing.T) *desk {
@@ -68,17 +69,29 @@ func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, 
 		now:     func() time.Time { return apitest.Start().Add(10 * time.Minute) },
 		newNode: func(overlay.Config) (node, error) { return nil, errors.New("no node in this test") },
 		lookup:  fakeLookup,
+		examine: d.examine,
 	}
 	status = p.run(ctx, append([]string{"pilotctl", "--state-dir", d.dir}, args...))
 	hide := strings.NewReplacer(d.dir, "$STATE")
 	return hide.Replace(out.String()), hide.Replace(errs.String()), status
 }
 
-// fakeLookup knows bob; of carol only the agent's resolver has heard.
+func (d *desk) examine(_ context.Context, s subject) machineFacts {
+	m := d.machine
+	m.state.path, m.identity.path = s.at.state, filepath.Join(s.at.state, identityFile)
+	return m
+}
+
+// fakeLookup knows bob, alice and the resolver; of carol only the agent's
+// resolver has heard.
 func fakeLookup(_ context.Context, server netip.AddrPort, name string) ([]string, error) {
 	switch {
 	case name == "bob.pilot.internal":
 		return []string{"fd50:494c:4f54::200"}, nil
+	case name == "alice.pilot.internal":
+		return []string{"fd50:494c:4f54::100"}, nil
+	case name == "dns.pilot.internal":
+		return []string{"fd50:494c:4f54::35"}, nil
 	case name == "fd50:494c:4f54::200":
 		return []string{"bob.pilot.internal"}, nil
 	case name == "carol.pilot.internal" && server.IsValid():

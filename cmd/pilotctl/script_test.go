@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"pilotctl": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 		defer stop()
-		p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, newKey: quickKey, newNode: openNode}
+		p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, newKey: quickKey, newNode: openNode, lookup: lookupNames, examine: examineMachine}
 		if mode := os.Getenv(fakeDaemon); mode != "" {
 			p.newNode = func(c overlay.Config) (node, error) { return newFakeNode(c, mode) }
 		}
