@@ -20,6 +20,7 @@ import (
 
 // A contestant is a way from host a to host b.
 type contestant struct {
+	*world
 	name    string
 	about   string
 	address string // of host b
@@ -157,6 +158,12 @@ func (a *agent) status() (s pilotStatus) {
 }
 
 func startPilot(w *world) (*contestant, error) {
+	if w.pilotctl == "" {
+		w.pilotctl = filepath.Join(w.dir, "pilotctl")
+		if err := w.goBuild(w.pilotctl, "github.com/pilotnet/pilot/cmd/pilotctl"); err != nil {
+			return nil, err
+		}
+	}
 	serverState := filepath.Join(w.dir, "server")
 	out, err := w.command(w.ctx, "R", w.pilotctl, "server", "key", "--state-dir", serverState).Output()
 	if err != nil {
@@ -223,7 +230,7 @@ func befriend(w *world, a, b *agent) error {
 
 // watchMemory keeps the peaks of the contestants until the returned function is
 // called.
-func (w *world) watchMemory(all []*contestant) (stop func()) {
+func watchMemory(all []*contestant) (stop func()) {
 	done := make(chan struct{})
 	var ended sync.WaitGroup
 	ended.Go(func() {

@@ -3,9 +3,8 @@
 //
 //	go run ./packaging/bench [flags]        (as root; "make bench")
 //
-// It makes three network namespaces, two hosts on a bridge in the third, and
-// starts wireguard-go and Pilot between the hosts at once. Pilot runs as users
-// run it: a server, two agents, trust for all ports; replay window, address
+// For each contestant it makes three network namespaces, two hosts on a bridge
+// in the third, and starts it between the hosts. Pilot runs as users run it: a server, two agents, trust for all ports; replay window, address
 // checks and firewall are in the measured path. All carry IPv6 inside and IPv4
 // underneath, each with its default MTU.
 //

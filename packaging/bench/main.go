@@ -144,23 +144,17 @@ func run(ctx context.Context, o options) error {
 
 // measureLink runs all rounds on one variant of the link.
 func measureLink(ctx context.Context, o options, variant string, r *report) error {
-	w, err := newWorld(ctx, variant)
-	if err != nil {
-		return err
-	}
-	defer w.close()
-	if w.pilotctl = o.pilotctl; w.pilotctl == "" {
-		if err := w.build(); err != nil {
-			return err
-		}
-	}
 	var all []*contestant
+	defer func() {
+		for _, c := range all {
+			c.close()
+		}
+	}()
 	for _, name := range o.contenders {
-		c, err := starters[name](w)
+		c, err := start(ctx, o, variant, name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		c.name = name
 		all = append(all, c)
 		r.about(name, c.about)
 	}
@@ -168,7 +162,7 @@ func measureLink(ctx context.Context, o options, variant string, r *report) erro
 	if variant != "default" {
 		tests = []string{"tcp"}
 	}
-	stop := w.watchMemory(all)
+	stop := watchMemory(all)
 	for round := 1; round <= o.rounds; round++ {
 		for i, test := range tests {
 			if test == "http" && lookup("wrk") == "" {
@@ -176,7 +170,7 @@ func measureLink(ctx context.Context, o options, variant string, r *report) erro
 				continue
 			}
 			order := rotated(all, round+i)
-			res, err := w.undisturbed(ctx, o, test, order)
+			res, err := undisturbed(ctx, o, test, order)
 			if err != nil {
 				return err
 			}
@@ -191,6 +185,22 @@ func measureLink(ctx context.Context, o options, variant string, r *report) erro
 		}
 	}
 	return nil
+}
+
+// start makes a world for a contestant and starts it there.
+func start(ctx context.Context, o options, variant, name string) (*contestant, error) {
+	w, err := newWorld(ctx, variant, name)
+	if err != nil {
+		return nil, err
+	}
+	w.pilotctl = o.pilotctl
+	c, err := starters[name](w)
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	c.world, c.name = w, name
+	return c, nil
 }
 
 // rotated returns the contestants in the order of a round.

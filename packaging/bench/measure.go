@@ -30,12 +30,12 @@ type result struct {
 
 // undisturbed runs a test until other programs left the machine alone during
 // it, and returns the least disturbed try.
-func (w *world) undisturbed(ctx context.Context, o options, test string, order []*contestant) (best result, err error) {
+func undisturbed(ctx context.Context, o options, test string, order []*contestant) (best result, err error) {
 	for try := 1; try <= o.tries; try++ {
 		r := result{test: test, figures: map[string]metrics{}}
 		for _, c := range order {
 			before, began := foreign()+stolen(), time.Now()
-			m, err := w.test(ctx, test, c, o.seconds)
+			m, err := c.test(ctx, test, o.seconds)
 			if err != nil {
 				return best, fmt.Errorf("%s on %s: %w", test, c.name, err)
 			}
@@ -70,22 +70,22 @@ func (r result) line(order []*contestant) string {
 	return b.String()
 }
 
-func (w *world) test(ctx context.Context, test string, c *contestant, seconds int) (metrics, error) {
+func (c *contestant) test(ctx context.Context, test string, seconds int) (metrics, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second+20*time.Second)
 	defer cancel()
 	switch test {
 	case "tcp":
-		return w.tcp(ctx, c, seconds)
+		return c.tcp(ctx, seconds)
 	case "tcp4":
-		return w.tcp(ctx, c, seconds, "-P", "4")
+		return c.tcp(ctx, seconds, "-P", "4")
 	case "tcprev":
-		return w.tcp(ctx, c, seconds, "-R")
+		return c.tcp(ctx, seconds, "-R")
 	case "udp64":
-		return w.udp(ctx, c, seconds, 64)
+		return c.udp(ctx, seconds, 64)
 	case "ping":
-		return w.ping(ctx, c)
+		return c.ping(ctx)
 	case "http":
-		return w.http(ctx, c, seconds)
+		return c.http(ctx, seconds)
 	}
 	return nil, errors.New("no such test")
 }
@@ -124,15 +124,15 @@ func parseIperf(b []byte) (o iperfOutput, err error) {
 
 // iperf runs one iperf3 and returns its results and the CPU seconds that the
 // daemons used meanwhile.
-func (w *world) iperf(ctx context.Context, c *contestant, seconds int, args ...string) (iperfOutput, float64, error) {
-	stop, err := w.server(ctx, "Server listening", lookup("iperf3"), "-s", "-1", "--forceflush")
+func (c *contestant) iperf(ctx context.Context, seconds int, args ...string) (iperfOutput, float64, error) {
+	stop, err := c.server(ctx, "Server listening", lookup("iperf3"), "-s", "-1", "--forceflush")
 	if err != nil {
 		return iperfOutput{}, 0, err
 	}
 	defer stop()
 	args = append([]string{lookup("iperf3"), "-c", c.address, "-t", strconv.Itoa(seconds), "-J", "--get-server-output"}, args...)
 	before := cpuOf(c.pids)
-	out, err := w.command(ctx, "A", args...).Output()
+	out, err := c.command(ctx, "A", args...).Output()
 	cpu := cpuOf(c.pids) - before
 	if len(out) == 0 && err != nil {
 		return iperfOutput{}, 0, fmt.Errorf("iperf3: %w", err)
@@ -141,8 +141,8 @@ func (w *world) iperf(ctx context.Context, c *contestant, seconds int, args ...s
 	return o, cpu, err
 }
 
-func (w *world) tcp(ctx context.Context, c *contestant, seconds int, args ...string) (metrics, error) {
-	o, cpu, err := w.iperf(ctx, c, seconds, args...)
+func (c *contestant) tcp(ctx context.Context, seconds int, args ...string) (metrics, error) {
+	o, cpu, err := c.iperf(ctx, seconds, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -158,8 +158,8 @@ func (w *world) tcp(ctx context.Context, c *contestant, seconds int, args ...str
 
 // udp floods: how much arrives says what receiving costs, since sender and
 // daemons compete for the CPUs.
-func (w *world) udp(ctx context.Context, c *contestant, seconds, size int) (metrics, error) {
-	o, cpu, err := w.iperf(ctx, c, seconds, "-u", "-b", "0", "-l", strconv.Itoa(size))
+func (c *contestant) udp(ctx context.Context, seconds, size int) (metrics, error) {
+	o, cpu, err := c.iperf(ctx, seconds, "-u", "-b", "0", "-l", strconv.Itoa(size))
 	if err != nil {
 		return nil, err
 	}
@@ -189,8 +189,8 @@ func parsePing(b []byte) (us []float64) {
 	return us
 }
 
-func (w *world) ping(ctx context.Context, c *contestant) (metrics, error) {
-	out, err := w.command(ctx, "A", lookup("ping"), "-n", "-i", "0.002", "-c", "1000", "-w", "10", c.address).Output()
+func (c *contestant) ping(ctx context.Context) (metrics, error) {
+	out, err := c.command(ctx, "A", lookup("ping"), "-n", "-i", "0.002", "-c", "1000", "-w", "10", c.address).Output()
 	us := parsePing(out)
 	if len(us) == 0 {
 		return nil, fmt.Errorf("ping: no answer: %w", err)
@@ -223,18 +223,18 @@ const (
 	httpConnections = "32"
 )
 
-func (w *world) http(ctx context.Context, c *contestant, seconds int) (metrics, error) {
+func (c *contestant) http(ctx context.Context, seconds int) (metrics, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	stop, err := w.server(ctx, "serving", self, "httpd", ":"+httpPort)
+	stop, err := c.server(ctx, "serving", self, "httpd", ":"+httpPort)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
 	url := "http://" + net.JoinHostPort(c.address, httpPort) + "/"
-	out, err := w.command(ctx, "A", lookup("wrk"), "-t", "1", "-c", httpConnections, "-d", strconv.Itoa(seconds)+"s", "--latency", url).CombinedOutput()
+	out, err := c.command(ctx, "A", lookup("wrk"), "-t", "1", "-c", httpConnections, "-d", strconv.Itoa(seconds)+"s", "--latency", url).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("wrk: %w: %s", err, out)
 	}

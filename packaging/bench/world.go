@@ -22,8 +22,9 @@ var links = map[string]string{
 	"nouso":   "tso off gso off gro off tx-udp-segmentation off",
 }
 
-// A world is two hosts, a and b, on a bridge in a third namespace, r. All is
-// gone after close.
+// A world is two hosts, A and B, on a bridge in a third namespace, R. Every
+// contestant has its own, so that none finds a way through another. All is gone
+// after close.
 type world struct {
 	ctx      context.Context
 	stop     context.CancelFunc
@@ -33,12 +34,12 @@ type world struct {
 	running  sync.WaitGroup
 }
 
-func newWorld(ctx context.Context, variant string) (*world, error) {
+func newWorld(ctx context.Context, variant, name string) (*world, error) {
 	dir, err := os.MkdirTemp("", "pilotbench")
 	if err != nil {
 		return nil, err
 	}
-	w := &world{dir: dir, prefix: fmt.Sprintf("pb%d", os.Getpid())}
+	w := &world{dir: dir, prefix: fmt.Sprintf("bench%d%s", os.Getpid(), name)}
 	w.ctx, w.stop = context.WithCancel(ctx)
 	if err := w.wire(variant); err != nil {
 		w.close()
@@ -136,12 +137,6 @@ func (w *world) close() {
 		_ = w.ip("netns del " + host) // one that was not made
 	}
 	os.RemoveAll(w.dir)
-}
-
-// build makes the program under test from this source.
-func (w *world) build() error {
-	w.pilotctl = filepath.Join(w.dir, "pilotctl")
-	return w.goBuild(w.pilotctl, "github.com/pilotnet/pilot/cmd/pilotctl")
 }
 
 func (w *world) goBuild(to, pkg string) error {
