@@ -139,10 +139,28 @@ func (s *stream) receive() {
 	}
 }
 
-// watch reads the card: frames that came in, of the size that the stream has.
+// watch reads the cards: what came in of the size that the stream has.
 func (s *stream) watch() {
 	defer s.reading.Done()
-	raw, err := s.card.SyscallConn()
+	frames(s.card, func(b []byte, out bool, at time.Time) {
+		src, size, ok := outerUDP(b)
+		if !ok || out || size < streamInner {
+			return
+		}
+		p := passage{at: at, from: src, direct: !isServer(src)}
+		if p.direct && !carriesStream(size) {
+			return
+		}
+		s.mu.Lock()
+		s.r.wire = append(s.r.wire, p)
+		s.mu.Unlock()
+	})
+}
+
+// frames calls f for each frame of an Ethernet card that goes out or comes in,
+// until the file is closed.
+func frames(card *os.File, f func(b []byte, out bool, at time.Time)) {
+	raw, err := card.SyscallConn()
 	if err != nil {
 		return
 	}
@@ -157,20 +175,9 @@ func (s *stream) watch() {
 		if err != nil {
 			return
 		}
-		if link, ok := from.(*unix.SockaddrLinklayer); !ok || link.Pkttype == unix.PACKET_OUTGOING {
-			continue
+		if link, ok := from.(*unix.SockaddrLinklayer); ok && link.Hatype == unix.ARPHRD_ETHER {
+			f(b[:n], link.Pkttype == unix.PACKET_OUTGOING, stamped(oob[:k]))
 		}
-		src, size, ok := outerUDP(b[:n])
-		if !ok || size < streamInner {
-			continue
-		}
-		p := passage{at: stamped(oob[:k]), from: src, direct: !isServer(src)}
-		if p.direct && !carriesStream(size) {
-			continue
-		}
-		s.mu.Lock()
-		s.r.wire = append(s.r.wire, p)
-		s.mu.Unlock()
 	}
 }
 
@@ -209,7 +216,7 @@ func outerUDP(b []byte) (netip.Addr, int, bool) {
 	return netip.Addr{}, 0, false
 }
 
-// card opens the network card of a host for looking.
+// card opens the network cards of a host for looking.
 func (l *lab) card(t *testing.T, host string) *os.File {
 	t.Helper()
 	var f *os.File
@@ -223,11 +230,7 @@ func (l *lab) card(t *testing.T, host string) *os.File {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err != nil {
 			return err
 		}
-		card, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: card.Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all})
 	})
 	return f
 }
@@ -346,4 +349,61 @@ func (r record) directAgain(event time.Time) (time.Duration, bool) {
 		return 0, false
 	}
 	return 0, true
+}
+
+// outgoing counts the packets that leave a host.
+type outgoing struct {
+	mu   sync.Mutex
+	sent []passage // from is the destination here
+}
+
+// outgoing begins to count.
+func (l *lab) outgoing(t *testing.T, host string) *outgoing {
+	t.Helper()
+	o, card, done := &outgoing{}, l.card(t, host), make(chan struct{})
+	go func() {
+		defer close(done)
+		frames(card, func(b []byte, out bool, at time.Time) {
+			to, ok := destination(b)
+			if !ok || !out {
+				return
+			}
+			o.mu.Lock()
+			o.sent = append(o.sent, passage{at: at, from: to, direct: !isServer(to)})
+			o.mu.Unlock()
+		})
+	}()
+	t.Cleanup(func() {
+		card.Close()
+		<-done
+	})
+	return o
+}
+
+// count is what went to servers and to others in some time.
+func (o *outgoing) count(from, to time.Time) (servers, others int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, p := range o.sent {
+		switch {
+		case p.at.Before(from) || !p.at.Before(to):
+		case p.direct:
+			others++
+		default:
+			servers++
+		}
+	}
+	return servers, others
+}
+
+// destination is that of an IP packet to one host.
+func destination(b []byte) (netip.Addr, bool) {
+	var a netip.Addr
+	switch {
+	case len(b) >= 34 && binary.BigEndian.Uint16(b[12:]) == unix.ETH_P_IP:
+		a = netip.AddrFrom4([4]byte(b[30:34]))
+	case len(b) >= 54 && binary.BigEndian.Uint16(b[12:]) == unix.ETH_P_IPV6:
+		a = netip.AddrFrom16([16]byte(b[38:54]))
+	}
+	return a, a.IsValid() && !a.IsMulticast()
 }
