@@ -22,6 +22,7 @@ func (a *Agent) Advance(now time.Time) []Action {
 		}
 	}
 	a.round()
+	a.askServers()
 	a.run()
 	if a.connected {
 		a.probe()
@@ -99,6 +100,7 @@ func (a *Agent) Next() time.Time {
 			sooner(r.probes.next())
 		}
 		sooner(a.spareAt(r))
+		sooner(a.attestAt(r))
 		if r.validated && r.hold.After(a.now) {
 			sooner(r.hold)
 		}

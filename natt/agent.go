@@ -97,12 +97,18 @@ const (
 	// do that do nothing.
 	ActPunch
 	// ActPool: open Pool.Sockets sockets, let each send openers (the TTLs of OpenerTTL, one round after the other) to
-	// Path.Remote, and call Pooled. Paths that start at them carry their numbers.
+	// Path.Remote unless its port is 0, and call Pooled. Paths that start at them carry their numbers.
 	ActPool
 	// ActPoolEnd: close the sockets of pools that the agent does not use (Uses).
 	ActPoolEnd
 	// ActProbe: send a path challenge with Token over Path, in as small a frame as can be. Nobody waits for the answer.
 	ActProbe
+	// ActAttest: ask the server at which Path begins to say where it sees the other end, and to tell that end where we are
+	// (Attested). Owners that cannot do that do nothing.
+	ActAttest
+	// ActAim: let each socket of the pool send one packet to Path.Remote, in the order in which they were opened: one that
+	// dies on the way after TTL routers, or a path challenge with any token if TTL is 0.
+	ActAim
 	// ActLost: no path answers any more. Path stays in use until the next ActUse, but the owner should try to reach
 	// the peer anew, with a handshake wherever the peer may be.
 	ActLost
@@ -118,7 +124,7 @@ type Action struct {
 	Candidates []Candidate // ActCandidates; not to be changed
 	Traits     Traits      // ActCandidates
 	Pool       Pool        // ActCandidates, ActPool
-	TTL        int         // ActPunch
+	TTL        int         // ActPunch, ActAim
 	Budget     int         // ActUse
 }
 
@@ -166,6 +172,7 @@ type Agent struct {
 	traits    Traits      // of our NATs
 	theirs    Traits      // of the peer's
 	routes    []*route
+	accounts  []account
 	responses []Action
 	actions   []Action // asked for since the last Advance
 	returned  []Action // by the last Advance; its memory is used again
@@ -277,6 +284,7 @@ func (a *Agent) SetRemote(now time.Time, c []Candidate) {
 // list brings the routes in line with the peer's list and our links. It returns those that were not listed before.
 func (a *Agent) list() (fresh []*route) {
 	usable := UsableCandidates(a.remote, a.links, a.cfg.Exclude)
+	slices.SortStableFunc(usable, func(x, y Candidate) int { return int(y.Kind) - int(x.Kind) }) // hosts last
 	for _, r := range a.routes {
 		listed := slices.ContainsFunc(usable, func(c Candidate) bool { return Path{Remote: c.Addr} == r.path })
 		if listed && !r.listed {
@@ -307,6 +315,7 @@ func (a *Agent) Connected(now time.Time, p Path) {
 	a.sign(0)
 	a.traffic = a.now // somebody wanted this session
 	r.validate(a.now)
+	a.settle(r)
 	a.inbound = r
 	if r == a.use.route {
 		a.watch.answered()
@@ -402,6 +411,7 @@ func (a *Agent) Responded(now time.Time, p Path, t Token) {
 		return
 	}
 	a.sign(0)
+	a.settle(r)
 	r.budget.answered(c)
 	if r == a.use.route {
 		a.watch.answered()
@@ -493,6 +503,7 @@ func (a *Agent) NetworkChanged(now time.Time) {
 func (a *Agent) recheck() {
 	a.changed = false
 	a.refill()
+	a.accounts = nil
 	a.rounds.told = false
 	a.rounds.next = 0
 	a.rounds.start = true

@@ -15,7 +15,7 @@ type auditor struct {
 	t      *testing.T
 	a      *Agent
 	now    time.Time
-	probes map[netip.AddrPort][]time.Time // direct challenges by address
+	probes map[netip.AddrPort][]time.Time // challenges and openers by address
 	all    []time.Time
 	relay  Path
 }
@@ -37,6 +37,13 @@ func newAuditor(t *testing.T) *auditor {
 func (u *auditor) step() (acts []Action) {
 	acts = slices.Clone(u.a.Advance(u.now))
 	for _, act := range acts {
+		if act.Kind == ActPunch || act.Kind == ActProbe {
+			u.probes[act.Path.Remote] = append(u.probes[act.Path.Remote], u.now)
+			u.all = append(u.all, u.now)
+			if forbidden(act.Path.Remote) {
+				u.t.Errorf("opens a way to %v", act.Path.Remote)
+			}
+		}
 		if act.Kind != ActChallenge && act.Kind != ActResponse {
 			continue
 		}
@@ -60,33 +67,37 @@ func (u *auditor) step() (acts []Action) {
 	return acts
 }
 
-// check asserts the limits for every span of ten minutes.
+// check asserts the limits: 20 packets to an address in any minute and 80 in any hour, 16 addresses in any ten minutes,
+// 96 in an hour.
 func (u *auditor) check(addresses int) {
 	u.t.Helper()
-	worst := func(times []time.Time) (n int) {
-		for i, j := 0, 0; j < len(times); j++ {
-			for times[j].Sub(times[i]) >= 10*time.Minute {
-				i++
-			}
-			n = max(n, j-i+1)
-		}
-		return n
-	}
+	fresh := map[time.Duration]int{} // most addresses in a span
+	var firsts []time.Time
 	for addr, times := range u.probes {
-		if n := worst(times); n > maxSpent {
-			u.t.Errorf("%d probes to %v in ten minutes", n, addr)
+		if n := most(times, time.Minute); n > firstPackets {
+			u.t.Errorf("%d packets to %v in a minute", n, addr)
+		}
+		if n := most(times, time.Hour); n > 160 {
+			u.t.Errorf("%d packets to %v in an hour", n, addr)
+		}
+		firsts = append(firsts, times[0])
+	}
+	slices.SortFunc(firsts, time.Time.Compare)
+	for span, limit := range map[time.Duration]int{10 * time.Minute: maxStrangers, time.Hour: 6 * maxStrangers} {
+		if fresh[span] = most(firsts, span); fresh[span] > limit {
+			u.t.Errorf("%d new addresses in %v", fresh[span], span)
 		}
 	}
-	if n := worst(u.all); n > maxSpentAll {
-		u.t.Errorf("%d probes in ten minutes", n)
+	if n := most(u.all, time.Hour); n > 6*maxStrangers*firstPackets {
+		u.t.Errorf("%d packets in an hour", n)
 	}
 	if len(u.probes) > addresses {
-		u.t.Errorf("probes to %d addresses", len(u.probes))
+		u.t.Errorf("packets to %d addresses", len(u.probes))
 	}
 	if len(u.a.routes) > maxDirect+maxRelays {
 		u.t.Errorf("%d routes", len(u.a.routes))
 	}
-	u.t.Logf("%d probes to %d addresses", len(u.all), len(u.probes))
+	u.t.Logf("%d packets to %d addresses in %v", len(u.all), len(u.probes), u.now.Sub(epoch).Round(time.Second))
 }
 
 func forbidden(p netip.AddrPort) bool {
@@ -95,9 +106,13 @@ func forbidden(p netip.AddrPort) bool {
 		ip.IsLinkLocalUnicast() || overlayPrefix.Contains(ip) || ip == netip.MustParseAddr("255.255.255.255") || ip.Is4In6()
 }
 
-// spend runs the agent for d, with data over the relay all the time, and calls evil each 100 ms.
+// spend runs the agent for d, with data over the relay all the time, and calls evil each 100 ms, later each second.
 func (u *auditor) spend(d time.Duration, evil func()) {
-	for end := u.now.Add(d); u.now.Before(end); u.now = u.now.Add(100 * ms) {
+	step := 100 * ms
+	for end := u.now.Add(d); u.now.Before(end); u.now = u.now.Add(step) {
+		if u.now.Sub(epoch) > 2*time.Minute {
+			step = time.Second
+		}
 		if u.now.Sub(u.a.traffic) > ActiveEvery {
 			u.a.Active(u.now, true, true)
 		}
@@ -162,16 +177,16 @@ func TestHostileLists(t *testing.T) {
 	t.Run("same", func(t *testing.T) {
 		t.Parallel()
 		u := newAuditor(t)
-		u.spend(12*time.Minute, func() { u.a.SetRemote(u.now, a) })
+		u.spend(time.Hour, func() { u.a.SetRemote(u.now, a) })
 		u.check(MaxCandidates)
-		if n := len(u.all); n < 16*20 {
+		if n := len(u.all); n < maxListed*20 {
 			t.Errorf("only %d probes: a fair peer would not be reached", n)
 		}
 	})
 	t.Run("alternating", func(t *testing.T) {
 		t.Parallel()
 		u, n := newAuditor(t), 0
-		u.spend(12*time.Minute, func() {
+		u.spend(time.Hour, func() {
 			n++
 			u.a.SetRemote(u.now, [][]Candidate{a, b}[n%2])
 		})
@@ -180,19 +195,19 @@ func TestHostileLists(t *testing.T) {
 	t.Run("always new", func(t *testing.T) {
 		t.Parallel()
 		u, n := newAuditor(t), 0
-		u.spend(12*time.Minute, func() { n++; u.a.SetRemote(u.now, other(16*n)) })
-		u.check(640)
+		u.spend(time.Hour, func() { n++; u.a.SetRemote(u.now, other(16*n)) })
+		u.check(6 * maxStrangers)
 	})
 	t.Run("forged sources", func(t *testing.T) {
 		t.Parallel()
 		u, n := newAuditor(t), 0
-		u.spend(12*time.Minute, func() {
+		u.spend(time.Hour, func() {
 			n++
 			p := Path{Remote: netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, byte(n >> 8), byte(n)}), 53)}
 			u.a.Challenged(u.now, p, Token{byte(n)}, 1500)
 			u.a.Received(u.now, p)
 		})
-		u.check(640)
+		u.check(6 * maxStrangers)
 		if p, ok := u.a.Best(); !ok || p != u.relay {
 			t.Errorf("moved to %v", p)
 		}
@@ -326,7 +341,7 @@ func FuzzAgent(f *testing.F) {
 		if len(b) > 1500 {
 			return
 		}
-		z := &fuzzer{t: t, in: b, now: epoch, proven: map[Path]bool{}, count: map[netip.AddrPort]int{}}
+		z := &fuzzer{t: t, in: b, now: epoch, proven: map[Path]bool{}, sentTo: map[netip.AddrPort][]time.Time{}}
 		z.a = NewAgent(AgentConfig{Controlling: len(b)%2 == 0, Rand: randReader{rand.New(rand.NewPCG(uint64(len(b)), 1))}})
 		for len(z.in) > 0 {
 			z.event()
@@ -346,7 +361,7 @@ type fuzzer struct {
 	now    time.Time
 	sent   []Action // challenges
 	proven map[Path]bool
-	count  map[netip.AddrPort]int // direct challenges since the address answered last
+	sentTo map[netip.AddrPort][]time.Time // challenges and openers while the address had not answered
 }
 
 func (z *fuzzer) byte() byte {
@@ -416,7 +431,7 @@ func (z *fuzzer) event() {
 	case 12:
 		if z.byte()%4 == 0 {
 			a.NetworkChanged(z.now)
-			clear(z.count)
+			clear(z.sentTo)
 		}
 	}
 }
@@ -424,7 +439,6 @@ func (z *fuzzer) event() {
 // prove notes that the peer may have been heard over a path; it never validates what is forbidden.
 func (z *fuzzer) prove(p Path) {
 	z.proven[p] = true
-	z.count[p.Remote] = 0
 }
 
 // wait lets some time pass; the agent is asked when it wants to be, mostly.
@@ -451,6 +465,10 @@ func (z *fuzzer) advance() {
 	}
 	for _, act := range acts {
 		switch act.Kind {
+		case ActPunch:
+			if !z.proven[act.Path] {
+				z.sentTo[act.Path.Remote] = append(z.sentTo[act.Path.Remote], z.now)
+			}
 		case ActChallenge, ActResponse:
 			if !act.Path.Relayed() && forbidden(act.Path.Remote) {
 				t.Fatalf("sends to %v", act.Path)
@@ -463,8 +481,9 @@ func (z *fuzzer) advance() {
 			}
 			z.sent = append(z.sent, act)
 			if !act.Path.Relayed() && !z.proven[act.Path] {
-				if z.count[act.Path.Remote]++; z.count[act.Path.Remote] > 2*maxSpent {
-					t.Fatalf("%d probes to %v", z.count[act.Path.Remote], act.Path)
+				z.sentTo[act.Path.Remote] = append(z.sentTo[act.Path.Remote], z.now)
+				if n := most(z.sentTo[act.Path.Remote], time.Minute); n > firstPackets {
+					t.Fatalf("%d packets to %v in a minute", n, act.Path)
 				}
 			}
 		case ActUse:

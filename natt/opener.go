@@ -45,7 +45,7 @@ func translated(p netip.AddrPort) bool { return !p.Addr().IsPrivate() && !p.Addr
 func (a *Agent) open(r *route) {
 	ttl := openerTTL[r.probes.opened]
 	r.probes.opened++
-	if len(a.actions) >= maxActions || !a.allowed(r) {
+	if len(a.actions) >= maxActions || !a.spend(r) {
 		return
 	}
 	r.spent.add(a.now)

@@ -77,7 +77,7 @@ func (a *Agent) attempts() (n attempts) {
 		if r.probes.running() {
 			n.probing++
 		}
-		if !a.allowed(r) {
+		if !a.affords(r) {
 			n.full++
 		}
 	}
@@ -177,6 +177,8 @@ func (a *Agent) hardReason() (Reason, string) {
 	var why string
 	var r Reason
 	switch {
+	case a.traits.counting() && a.theirs.counting():
+		r, why = BothHard, "both NATs are hard, but count their ports"
 	case a.traits.Hard() && a.theirs.Hard():
 		return BothHard, fmt.Sprintf("both NATs are hard (ours maps by %s, the peer's by %s): ask for a port mapping or IPv6",
 			a.traits.Mapping, a.theirs.Mapping)
@@ -192,10 +194,12 @@ func (a *Agent) hardReason() (Reason, string) {
 	switch {
 	case a.runs.phase == runSearch:
 		return r, why + fmt.Sprintf(": searching its ports, %d of %d tried", len(a.runs.tried), maxProbes)
+	case r == BothHard && a.runs.phase != runIdle:
+		return r, why + ": both sides aim at what will come next"
 	case a.runs.phase != runIdle:
 		return r, why + ": the peer searches our ports"
 	case !known:
-		return NotAttested, why + ", and no server told the peer its public address"
+		return NotAttested, why + ", and no server says from where it sees the peer"
 	case n > 0:
 		return r, why + fmt.Sprintf(": %d of %d searches of these ten minutes found nothing", n, runsKept)
 	case a.cfg.Gate.holder != nil:

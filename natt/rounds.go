@@ -9,7 +9,7 @@ const (
 )
 
 // roundPauses is the time between attempts to become direct while traffic takes a relay.
-var roundPauses = [...]time.Duration{time.Second, 5 * time.Second, 30 * time.Second, time.Minute}
+var roundPauses = [...]time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 70 * time.Second}
 
 // rounds are the attempts to find a direct path together with the peer.
 type rounds struct {
@@ -28,6 +28,7 @@ type rounds struct {
 func (a *Agent) count() {
 	o := &a.rounds
 	o.began = a.now
+	a.askAgain()
 	o.at = a.now.Add(roundPauses[o.next])
 	if !a.cfg.Controlling {
 		o.at = o.at.Add(followWait)

@@ -7,11 +7,10 @@ import (
 )
 
 const (
-	maxPending  = 16               // challenges of one route that may still be answered
-	pendingFor  = 10 * time.Second // how long they may
-	maxSpent    = 40               // challenges without an answer to one address in the time of a tally
-	maxSpentAll = 640              // and to all addresses of the peer
-	lossLimit   = 3                // challenges in a row without an answer after which a path is not validated
+	maxPending = 16               // challenges of one route that may still be answered
+	pendingFor = 10 * time.Second // how long they may
+	maxSpent   = 40               // packets without an answer, in the time of a tally, to an address that answered before
+	lossLimit  = 3                // challenges in a row without an answer after which a path is not validated
 )
 
 // A challenge is one of ours that is on its way.
@@ -26,7 +25,9 @@ type challenge struct {
 type route struct {
 	path      Path
 	listed    bool // in the peer's list
+	heard     bool // the peer was
 	validated bool
+	proven    bool      // was validated once
 	seen      time.Time // last time that the peer named it or was heard over it
 	asked     time.Time // last challenge sent
 	confirmed time.Time // last answer or handshake
@@ -34,6 +35,7 @@ type route struct {
 	pending   []challenge
 	rtt       estimate
 	loss      loss
+	attest    attestation
 	probes    probes
 	spent     tally
 	budget    budget
@@ -246,7 +248,7 @@ func (a *Agent) reached(p Path) *route {
 		r = a.add(p)
 	}
 	if r != nil {
-		r.seen = a.now
+		r.seen, r.heard = a.now, true
 	}
 	return r
 }
@@ -302,29 +304,13 @@ func (a *Agent) recent(r *route) bool {
 	return !r.path.Relayed() && a.now.Sub(r.seen) < 30*time.Second
 }
 
-// allowed reports whether a route may be sent one more challenge.
-func (a *Agent) allowed(r *route) bool {
-	if r.validated || r.path.Relayed() {
-		return true
-	}
-	here, all := 0, 0
-	for _, o := range a.routes {
-		n := o.spent.total(a.now)
-		all += n
-		if o.path.Remote == r.path.Remote {
-			here += n
-		}
-	}
-	return here < maxSpent && all < maxSpentAll
-}
-
 // challenge asks for a challenge over a route, padded to size if that is not zero. It reports whether one is sent.
 func (a *Agent) challenge(r *route, size int) bool {
 	if size == 0 {
 		r.asked = a.now
 	}
 	var t Token
-	if len(a.actions) >= maxActions || !a.allowed(r) {
+	if len(a.actions) >= maxActions || !a.spend(r) {
 		return false
 	}
 	if _, err := io.ReadFull(a.cfg.Rand, t[:]); err != nil {
@@ -345,11 +331,11 @@ func (a *Agent) challenge(r *route, size int) bool {
 	return true
 }
 
-// burst starts a burst on the routes chosen that are not known to work: openers now, and challenges after a while where a
+// burst starts a burst on the routes chosen that are not known to work, and whose turn it is: openers now, and challenges after a while where a
 // NAT may have to be opened.
 func (a *Agent) burst(after time.Duration, chosen func(*route) bool) {
 	for _, r := range a.routes {
-		if r.path.Relayed() || !chosen(r) || r.probes.running() || r.validated && a.now.Sub(r.confirmed) < freshFor {
+		if r.path.Relayed() || !chosen(r) || r.probes.running() || r.validated && a.now.Sub(r.confirmed) < freshFor || !a.mayBurst(r) {
 			continue
 		}
 		if translated(r.path.Remote) {

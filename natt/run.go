@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -18,15 +19,28 @@ import (
 // from there, and from then on it is a path like any other. Of 64,512 ports 256 are open: 1,024 probes meet one with 98 %,
 // 2,048 with 99.97 %.
 //
-// A run starts when user data has taken a relay for 200 ms; one at a time for all agents of a Gate, three for a peer in
-// ten minutes, unless our network changes. Where plain bursts should do (the other side does not filter) it starts only
-// when they have not, after 3 s. Two hard NATs do not meet.
+// Two hard NATs meet only if both count. Each side opens 64 sockets, asks a server which port its NAT gave out last,
+// and tells the other. Then all sockets of a side send to one and the same port: the one that the other's NAT gives to the
+// 25th flow after that. Whatever else opens flows meanwhile, up to 24 on each side, one of our sockets has the port
+// at which the other side aims, and has opened it for the port at which we aim.
 //
-// What a peer says is believed only so far: a hostile one gets us to send three times 2,048 small challenges in ten
-// minutes to one public IPv4 address that it calls its own, and never faster.
+// A run starts when user data has taken a relay for 200 ms; one at a time for all agents of a Gate, three for a peer in
+// ten minutes, unless our network changes. Where plain bursts should do (the other side does not filter, or a router has mapped
+// a port for the hard side) it starts only when they have not, after 3 s.
+//
+// What a peer says about its address is not believed: all of this goes to the one from which a server saw it
+// (Attested), and which has thereby asked for it. A hostile peer gets us to send three times 2,048 small challenges in ten
+// minutes to itself, and never faster. Without a server that attests there are no runs.
 const (
 	// PoolSockets is how many sockets a run opens.
 	PoolSockets = 256
+	// CountSockets is how many it opens where both NATs count.
+	CountSockets = 64
+
+	aimAt     = 24                     // flows that may come in between
+	aimRounds = 3                      // of challenges, after those of openers
+	aimPause  = 100 * time.Millisecond // between them
+	aimWait   = time.Second            // for what comes of the last
 
 	runAfter   = 200 * time.Millisecond
 	runLast    = 3 * time.Second // if bursts should do
@@ -54,6 +68,8 @@ const (
 	runOpening          // we are hard: sockets are being opened
 	runOpen             // and the peer searches
 	runSearch           // the peer is hard: we search
+	runCount            // both count: sockets are open, and both wait for the other's count
+	runAim              // the sockets send
 )
 
 // runs is what an Agent knows about its runs.
@@ -72,6 +88,7 @@ type runs struct {
 
 	offered   Pool // the peer's
 	offeredAt time.Time
+	aimed     int // rounds of runAim
 	tried     map[uint16]struct{}
 	counted   int
 }
@@ -157,21 +174,6 @@ func (a *Agent) refill() {
 	a.runs.began, a.runs.fails, a.runs.relayed = [runsKept]time.Time{}, 0, time.Time{}
 }
 
-// peerSeen is the address from which a server saw the peer, a public IPv4 one.
-func (a *Agent) peerSeen() (netip.AddrPort, bool) {
-	var host netip.AddrPort
-	for _, c := range UsableCandidates(a.remote, a.links, a.cfg.Exclude) {
-		switch {
-		case !c.Addr.Addr().Is4() || c.Addr.Addr().IsPrivate():
-		case c.Kind == Observed:
-			return c.Addr, true
-		case c.Kind == Host && !host.IsValid():
-			host = c.Addr // seen as it is
-		}
-	}
-	return host, host.IsValid() && !a.theirs.Hard()
-}
-
 // run does what is due for runs.
 func (a *Agent) run() {
 	o := &a.runs
@@ -197,7 +199,34 @@ func (a *Agent) run() {
 		}
 	case runSearch:
 		a.search()
+	case runCount:
+		o.next = time.Time{}
+		a.sendList()
+	case runAim:
+		a.aim()
 	}
+}
+
+// counting reports whether a hard NAT counts.
+func (t Traits) counting() bool { return t.Mapping == AddressAndPortDependent && t.Step != 0 }
+
+// searchable reports whether a run could bring the two sides together.
+func (a *Agent) searchable() bool {
+	if a.theirs == (Traits{}) {
+		return false
+	}
+	return a.traits.Hard() != a.theirs.Hard() || a.traits.counting() && a.theirs.counting()
+}
+
+// bursting reports whether plain bursts should do: the hard side is let in anywhere, or has a port that a router mapped.
+func (a *Agent) bursting() bool {
+	mapped := func(list []Candidate) bool {
+		return slices.ContainsFunc(list, func(c Candidate) bool { return c.Kind == Mapped })
+	}
+	if a.traits.Hard() && (a.theirs.open() || mapped(a.local)) {
+		return true
+	}
+	return a.theirs.Hard() && (a.traits.open() || mapped(UsableCandidates(a.remote, a.links, a.cfg.Exclude)))
 }
 
 func (a *Agent) startRun() {
@@ -210,18 +239,24 @@ func (a *Agent) startRun() {
 		return
 	}
 	wait := runAfter
-	if a.traits.Hard() && a.theirs.open() || a.theirs.Hard() && a.traits.open() {
+	if a.bursting() {
 		wait = runLast
 	}
-	if !a.ripe(wait) {
+	if !a.ripe(wait) || !a.searchable() {
 		return
 	}
 	switch {
-	case a.traits.Hard() && !a.theirs.Hard() && a.theirs != Traits{}:
+	case a.traits.Hard() && a.theirs.Hard():
+		a.beginRun(runOpening)
+		o.target, o.until, o.next = target, a.now.Add(poolWait), time.Time{}
+		a.actions = append(a.actions, Action{
+			Kind: ActPool, Path: Path{Remote: netip.AddrPortFrom(target.Addr(), 0)}, Pool: Pool{Sockets: CountSockets},
+		})
+	case a.traits.Hard():
 		a.beginRun(runOpening)
 		o.target, o.until, o.next = target, a.now.Add(poolWait), time.Time{}
 		a.actions = append(a.actions, Action{Kind: ActPool, Path: Path{Remote: target}, Pool: Pool{Sockets: PoolSockets}})
-	case a.theirs.Hard() && !a.traits.Hard() && o.offered.Sockets > 0 && a.now.Sub(o.offeredAt) < poolWait:
+	case o.offered.Sockets > 0 && a.now.Sub(o.offeredAt) < poolWait:
 		a.beginRun(runSearch)
 		o.target, o.until, o.next = target, a.now.Add(runTime), a.now
 		o.tried, o.counted = make(map[uint16]struct{}, maxProbes), 0
@@ -237,13 +272,56 @@ func (a *Agent) Pooled(now time.Time, p Pool) {
 	if o.phase != runOpening {
 		return
 	}
-	if p.Sockets == 0 {
+	both := a.theirs.Hard()
+	if p.Sockets == 0 || both && p.Base == 0 {
 		a.endRun()
+		return
+	}
+	if both {
+		o.phase, o.pool = runCount, p
+		o.until, o.next = a.now.Add(poolWait), a.now.Add(runRepeat)
+		a.sendList()
+		a.takeAim()
 		return
 	}
 	o.phase, o.pool = runOpen, p
 	o.until, o.next = a.now.Add(runTime+a.relayRTT()), a.now.Add(runRepeat+a.relayRTT())
 	a.sendList()
+}
+
+// takeAim begins to send when both counts are known.
+func (a *Agent) takeAim() {
+	o := &a.runs
+	if o.phase != runCount || o.offered.Base == 0 || a.now.Sub(o.offeredAt) >= poolWait {
+		return
+	}
+	port := int(o.offered.Base) + (aimAt+1)*int(a.theirs.Step)
+	if port < 1024 || port >= 1<<16 {
+		return // the count goes round in between; another time
+	}
+	o.phase, o.aimed, o.next = runAim, 0, a.now
+	o.target = netip.AddrPortFrom(o.target.Addr(), uint16(port))
+	o.until = a.now.Add(a.relayRTT() + aimRounds*aimPause + aimWait)
+}
+
+// aim has all sockets send, openers first.
+func (a *Agent) aim() {
+	o := &a.runs
+	ttl, pause := 0, aimPause
+	switch n := o.aimed - len(openerTTL); {
+	case n < 0:
+		ttl, pause = openerTTL[o.aimed], openerPause
+		if n == -1 {
+			pause = a.relayRTT()/2 + goMargin
+		}
+	case n == aimRounds-1:
+		pause = time.Hour
+	}
+	o.aimed++
+	if o.next = a.now.Add(pause); o.next.After(o.until) {
+		o.next = time.Time{}
+	}
+	a.actions = append(a.actions, Action{Kind: ActAim, Path: Path{Remote: o.target}, TTL: ttl})
 }
 
 // search sends the next probes.
@@ -306,7 +384,7 @@ func (a *Agent) met(p Path) {
 	if p.Relayed() || !o.hit.IsZero() {
 		return
 	}
-	if o.phase == runSearch && p.Remote.Addr() == o.target.Addr() || o.phase == runOpen && p.Socket != 0 {
+	if o.phase == runSearch && p.Remote.Addr() == o.target.Addr() || o.phase != runSearch && p.Socket != 0 {
 		o.hit = a.now
 	}
 }
@@ -315,6 +393,7 @@ func (a *Agent) met(p Path) {
 func (a *Agent) poolOffered(p Pool) {
 	if p.Sockets > 0 {
 		a.runs.offered, a.runs.offeredAt = p, a.now
+		a.takeAim()
 	}
 }
 
@@ -335,7 +414,7 @@ func (a *Agent) runAt() time.Time {
 }
 
 // Searching reports whether a run is under way that has sockets of a pool.
-func (a *Agent) Searching() bool { return a.runs.phase == runOpening || a.runs.phase == runOpen }
+func (a *Agent) Searching() bool { return a.runs.phase != runIdle && a.runs.phase != runSearch }
 
 // Uses reports whether a path that starts at a socket is used or may be.
 func (a *Agent) Uses(socket uint16) bool {

@@ -121,7 +121,8 @@ type home struct {
 	mailDue      bool
 	retry        time.Time // no control channel before
 	wait         time.Duration
-	since        time.Time // when the machine began to wait for an answer
+	since        time.Time      // when the machine began to wait for an answer
+	seenAs       netip.AddrPort // since the way or the network last changed
 	registeredAt time.Time
 }
 
@@ -141,6 +142,7 @@ func (h *home) kick(now instant) {
 		o.ladder.Changed(now.wall)
 		h.loop.climb(now, o)
 	}
+	h.seenAs = netip.AddrPort{}
 	h.machine.Kick(now.wall)
 	h.advance(now)
 }
@@ -194,6 +196,10 @@ func (h *home) events(now instant, events []relay.HomeEvent) {
 			l.setSkew(now, e.Time)
 			l.kickOutbox()
 		case relay.Observed:
+			if h.seenAs.IsValid() && h.seenAs != e.Addr {
+				l.distrustLifetime(now)
+			}
+			h.seenAs = e.Addr
 			l.updateCandidates(now)
 		case relay.MailWaiting:
 			h.mailDue = true
@@ -206,7 +212,12 @@ func (h *home) events(now instant, events []relay.HomeEvent) {
 		case relay.Lost:
 			h.lastErr = errors.New("no answer")
 			h.since = now.wall
+			if len(l.lifetimeServers()) == 0 {
+				l.restartLifetime(now)
+			}
 			l.log.Warn("home server does not answer", "server", h.host.server.HostPort())
+		case relay.Located:
+			l.located(now, h.host, e.Channel, e.Addr)
 		case relay.ChannelLost:
 			l.channelLost(now, e.Channel)
 		}
@@ -267,6 +278,9 @@ func (l *loop) serverMessage(now instant, e event) {
 				continue
 			}
 			leg.visitor.came(e.path)
+			if p, ok := leg.visitor.path(); ok {
+				k.agent.Attested(now.wall, p, leg.visitor.Located())
+			}
 			l.heard(now, leg.visitor.host, e.path)
 			for _, b := range leg.visitor.Advance(now.wall) {
 				l.datagramVia(e.path.Socket, e.path.Remote, b)

@@ -381,6 +381,10 @@ func (l *link) act(now instant, a *natt.Action) {
 		send.flush()
 	case natt.ActPool:
 		l.openPool(now, a)
+	case natt.ActAim:
+		l.aim(a)
+	case natt.ActAttest:
+		l.whereabouts(a.Path)
 	case natt.ActResponse:
 		send.item(l.peer, l.over(a.Path), appendChallenge(nil, itemResponse, a.Token, a.Size), 0)
 		send.flush()

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"crypto/rand"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,42 @@ func (l *loop) open(p natt.Path, ttl int) {
 	if conn, ok := l.socket(p.Socket).(natt.TTLWriter); ok {
 		if _, err := conn.WriteTTL([]natt.Message{{Buf: blank, Addr: p.Remote}}, ttl); err != nil {
 			l.drops.add(dropOutSend)
+		}
+	}
+}
+
+// whereabouts asks the server of a relay channel to say where it sees the peer. Whoever
+// asks may be known to the peer, so this is done only for peers that have a
+// session. Servers that do not know the question are silent, which says nothing
+// about the way to them: the ladder is not told.
+func (l *link) whereabouts(p natt.Path) {
+	for _, leg := range l.legs {
+		if v := leg.visitor; v.Channel() == p.Channel && v.host.owns(p) && v.host.socket == 0 {
+			if b := v.Ask(l.loop.now().wall); b != nil {
+				l.loop.toServer(v.host, b)
+			}
+			return
+		}
+	}
+	for _, h := range l.loop.servers {
+		if h.host.owns(p) && h.host.socket == 0 {
+			if b := h.machine.Reveal(p.Channel); b != nil {
+				l.loop.toServer(h.host, b)
+			}
+			return
+		}
+	}
+}
+
+// located takes a server's word about the other end of a channel of our own server.
+func (l *loop) located(now instant, h *serverHost, channel uint64, addr netip.AddrPort) {
+	for _, k := range l.links {
+		for p := range k.seen {
+			if p.Channel == channel && h.owns(p) {
+				k.agent.Attested(now.wall, p, addr)
+				k.advance(now)
+				return
+			}
 		}
 	}
 }
@@ -137,6 +174,26 @@ func (p *pool) count(now instant) {
 	}
 }
 
+// aim has every socket send one packet.
+func (l *link) aim(a *natt.Action) {
+	p := l.pool
+	if p == nil {
+		return
+	}
+	for _, n := range p.order {
+		path := natt.Path{Remote: a.Path.Remote, Socket: n}
+		if a.TTL > 0 {
+			l.loop.open(path, a.TTL)
+			continue
+		}
+		var token natt.Token
+		// crypto/rand never fails (it ends the process instead).
+		_, _ = rand.Read(token[:])
+		l.loop.send.item(l.peer, l.over(path), appendChallenge(nil, itemChallenge, token, 0), 0)
+		l.loop.send.flush()
+	}
+}
+
 // counted takes the server's answer.
 func (p *pool) counted(now instant, r stun.Reply) {
 	if p.waiting && r.ID == p.query.ID {
@@ -150,6 +207,9 @@ func (p *pool) step(now instant) {
 	l := p.link
 	p.waiting = false // if it still does it has done so for long enough
 	ttls := natt.OpenerTTL()
+	if p.to.Remote.Port() == 0 {
+		p.sent = len(p.order) * len(ttls) // it is not known yet where to
+	}
 	for range openersAtOnce {
 		if p.sent == len(p.order)*len(ttls) {
 			break

@@ -2,10 +2,12 @@ package overlay
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/natlab"
 )
 
@@ -91,4 +93,74 @@ func TestPoolInVain(t *testing.T) {
 		eventually(t, "the second search begins", func() bool { return alice.opened() > 200 })
 		<-again
 	})
+}
+
+// untilDirect streams and returns how long it took until both sides were direct, at most d.
+func untilDirect(t *testing.T, a, b *agent, d time.Duration) (time.Duration, bool) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		stream(a, b, int(d/(10*time.Millisecond)), 10*time.Millisecond)
+	}()
+	start := time.Now()
+	took, ok := d, false
+	for time.Since(start) < d && !ok {
+		pass(10 * time.Millisecond)
+		if a.peer("bob").Path == "direct" && b.peer("alice").Path == "direct" {
+			took, ok = time.Since(start), true
+		}
+	}
+	<-done
+	return took, ok
+}
+
+// Two NATs that count are met by what they will count next, also where other flows come in between.
+func TestBothCount(t *testing.T) {
+	for name, noise := range map[string]int{"quiet": 0, "noisy": 4} {
+		t.Run(name, func(t *testing.T) {
+			met, within := 0, 0
+			const runs = 5
+			for seed := range runs {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorldWith(t, true)
+					defer w.close()
+					alice, bob := w.agent("alice", natlab.SymSeq), w.agent("bob", natlab.SymSeq)
+					w.befriend(alice, bob, "7", "7")
+					known(t, alice, bob)
+					pass(time.Duration(seed) * 7 * time.Millisecond)
+					stop := make(chan struct{})
+					for _, a := range []*agent{alice, bob} {
+						go func() {
+							for i := 0; noise > 0; i++ {
+								select {
+								case <-stop:
+									return
+								case <-time.After(time.Second / time.Duration(noise) / 10):
+								}
+								c := a.host.Listen(0)
+								_, _ = c.WriteBatch([]natt.Message{{Buf: []byte("x"), Addr: netip.AddrPortFrom(w.server.Addr(), uint16(5000+i))}})
+								c.Close()
+							}
+						}()
+					}
+					took, ok := untilDirect(t, alice, bob, 3*time.Second)
+					close(stop)
+					if ok {
+						met++
+					}
+					if took <= time.Second {
+						within++
+					}
+					t.Logf("direct %v after %v; %s", ok, took, alice.peer("bob").WhyNot)
+					if n := alice.opened() + bob.opened(); n > 4 {
+						t.Errorf("%d sockets stay open", n)
+					}
+				})
+			}
+			if met < runs || noise == 0 && within < runs*4/5 {
+				t.Errorf("%d of %d direct, %d within a second", met, runs, within)
+			}
+		})
+	}
 }

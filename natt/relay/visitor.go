@@ -66,9 +66,13 @@ func (v *Visitor) Stale() bool { return v.channel == 0 || v.stale }
 // Observed returns our address as the server saw it when it opened the channel.
 func (v *Visitor) Observed() netip.AddrPort { return v.observed }
 
-// Other returns the target's address as the server saw it when it answered [Visitor.Ask]
-// last: zero until the target has asked too, and where it is not reached by UDP.
-func (v *Visitor) Other() netip.AddrPort { return v.other }
+// Located returns the target's address as the server told it in answer to [Visitor.Ask] since the last
+// call: zero if it has not answered, until the target has asked too, and where that is not reached by UDP.
+func (v *Visitor) Located() netip.AddrPort {
+	a := v.other
+	v.other = netip.AddrPort{}
+	return a
+}
 
 // Ask returns a VISIT that asks where the server sees the target, nil without a channel. The
 // target learns our address in return, if it asks too. A server that does not know the question

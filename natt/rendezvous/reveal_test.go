@@ -32,7 +32,7 @@ func ask(t *testing.T, a *agent, v *relay.Visitor) netip.AddrPort {
 			t.Fatal(err)
 		}
 	}
-	return v.Other()
+	return v.Located()
 }
 
 // reveal has the home session ask about a channel, and returns what it is told within a while.
