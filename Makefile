@@ -8,7 +8,7 @@ BENCHFLAGS ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench demo clean
+.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench latency demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -73,6 +73,12 @@ scale:
 # root, iperf3 and ping; wrk and ethtool for some of it. Writes the results.
 bench:
 	$(GO) run ./packaging/bench $(BENCHFLAGS)
+
+# HTTP and MQTT through the overlay beside the bare network, on a machine that
+# does nothing else: six minutes, needs root, wrk and mosquitto. Writes the
+# results.
+latency:
+	PILOT_LATENCY=1 $(GO) test -count=1 -v -timeout 30m -run '^TestLatency$$' ./cmd/pilotctl/e2e
 
 demo: build
 	./pilotctl demo

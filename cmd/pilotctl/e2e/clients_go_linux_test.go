@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +36,8 @@ func act(args []string) int {
 	switch args[0] {
 	case "mcp":
 		err = callTool(args[1])
+	case "web":
+		err = serveShort(args[1:])
 	default:
 		err = fmt.Errorf("no program %q", args[0])
 	}
@@ -42,6 +46,22 @@ func act(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// serveShort answers every request with 200 bytes, at each of the addresses.
+func serveShort(addresses []string) error {
+	body := []byte(strings.Repeat("x", 200))
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(body) })}
+	failed := make(chan error)
+	for _, address := range addresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- s.Serve(l) }()
+	}
+	fmt.Println("ready")
+	return <-failed
 }
 
 type terms struct {
