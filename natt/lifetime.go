@@ -35,7 +35,8 @@ const (
 // A LifetimeTest finds out whether the NATs and firewalls before this host still let the packets of a server in to a
 // socket that has sent nothing for some time (RFC 5780, section 4.6). It is a pure machine with two sockets of its own: the
 // sleeper (0) exchanges packets with the server, then is silent; then the caller (1) asks the server to answer
-// to the sleeper's port. What the caller sends refreshes nothing of the sleeper's.
+// to the sleeper's port. What the caller sends refreshes nothing of the sleeper's. If nothing comes in the caller asks
+// who it is, to make sure that it is the sleeper's mapping that is gone.
 type LifetimeTest struct {
 	server netip.AddrPort
 	idle   time.Duration
@@ -56,8 +57,8 @@ const (
 	lifetimePrime  lifetimePhase = iota // the sleeper asks
 	lifetimeAgain                       // once more, after primePause
 	lifetimeAsleep                      // nobody sends
-	lifetimeWho                         // the caller asks who it is
-	lifetimeCall                        // and for an answer to the sleeper
+	lifetimeCall                        // the caller asks for an answer to the sleeper
+	lifetimeWho                         // and who it is
 	lifetimeDone
 )
 
@@ -90,22 +91,18 @@ func (t *LifetimeTest) enter(p lifetimePhase, at time.Time) {
 // Advance returns what to send now, and from which socket.
 func (t *LifetimeTest) Advance(now time.Time) []Datagram {
 	if t.phase == lifetimeAsleep && !now.Before(t.at) {
-		t.enter(lifetimeWho, now)
+		t.enter(lifetimeCall, now)
+		t.slept = now.Sub(t.since)
 	}
 	if t.Done() || t.phase == lifetimeAsleep || now.Before(t.at) {
 		return nil
 	}
 	if t.tries == askedTries {
-		if t.phase == lifetimeCall {
-			t.slept = now.Sub(t.since)
-			t.end(LifetimeDead)
-		} else {
+		if t.phase != lifetimeCall {
 			t.end(LifetimeUnclear)
+			return nil
 		}
-		return nil
-	}
-	if t.phase == lifetimeCall && t.tries == 0 {
-		t.slept = now.Sub(t.since)
+		t.enter(lifetimeWho, now)
 	}
 	t.tries++
 	t.at = now.Add(askedEvery)
@@ -145,7 +142,7 @@ func (t *LifetimeTest) Receive(now time.Time, socket int, from netip.AddrPort, b
 		if r.Mapped.Port() < stun.LeastResponsePort {
 			t.end(LifetimeNoHelp)
 		} else if t.idle < shortSilent {
-			t.enter(lifetimeWho, now.Add(t.idle))
+			t.enter(lifetimeAsleep, now.Add(t.idle))
 		} else {
 			t.enter(lifetimeAgain, now.Add(primePause))
 		}
@@ -156,12 +153,11 @@ func (t *LifetimeTest) Receive(now time.Time, socket int, from netip.AddrPort, b
 		}
 		t.enter(lifetimeAsleep, now.Add(t.idle))
 	case t.phase == lifetimeWho && socket == Caller:
+		t.end(LifetimeDead)
 		if r.Mapped.Addr() != t.mapped.Addr() {
-			// A pool of public addresses, or another one after a change. The answer would go elsewhere.
+			// A pool of public addresses, or another one after a change: the answer went elsewhere.
 			t.end(LifetimeNoHelp)
-			return
 		}
-		t.enter(lifetimeCall, now)
 	}
 }
 
@@ -173,6 +169,7 @@ var (
 )
 
 const (
+	lifetimePause = 30 * time.Second // before the first silence, so that an idle host stays a quiet one
 	lifetimeCheck = 10 * time.Minute // between two checks of what was found
 	lifetimeRetry = time.Minute      // after an unclear outcome, doubled
 	lifetimeMost  = time.Hour        // and at most; also how long a fall is remembered
@@ -279,6 +276,7 @@ func (t *Lifetime) Told(now time.Time, r LifetimeResult, idle time.Duration) (ch
 		return before != 0
 	case !t.works:
 		t.works = true
+		t.next = now.Add(lifetimePause)
 	case r == LifetimeDead && t.known: // it was longer once
 		t.atLeast, t.known, t.below = 0, false, idle
 	case r == LifetimeDead:

@@ -148,7 +148,38 @@ func (h hostUnderlay) MapPort(ctx context.Context, port uint16, changed func([]n
 	if err != nil {
 		return err
 	}
+	if changes := h.Changes(ctx); changes != nil {
+		go kickOnChange(ctx, changes, m.Kick)
+	}
 	return m.Run(ctx)
+}
+
+// kickPause is how long after a change the gateways are asked again, for changes come
+// in swarms; and how long there is until the next time.
+const kickPause = time.Second
+
+// kickOnChange has the gateways asked anew when the network has changed.
+func kickOnChange(ctx context.Context, changes <-chan struct{}, kick func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-changes:
+			if !ok {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(kickPause):
+		}
+		select {
+		case <-changes: // was part of it
+		default:
+		}
+		kick()
+	}
 }
 
 func (hostUnderlay) Interfaces() ([]netip.Prefix, error) { return natt.Interfaces() }

@@ -149,7 +149,9 @@ func (v *visitor) came(p natt.Path) {
 	if p.Channel == 0 || p == v.way {
 		return
 	}
-	if p.Channel != v.way.Channel && v.way.Channel != 0 && v.host.current(p) {
+	// Another channel on the same way means that the old one is gone.
+	moved := p.Remote != v.way.Remote || p.Socket != v.way.Socket
+	if moved && v.way.Channel != 0 && v.host.current(p) {
 		v.former = v.way
 	}
 	v.way = p
@@ -308,6 +310,9 @@ func (g *initGuard) admit(full [16]byte, now time.Duration) dropReason {
 // initiation answers an INIT of the peer. Nothing of the peer's state changes
 // before the session that results is confirmed by data.
 func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
+	if l.loop.answered.before(crypto.InitMAC(e.body)) {
+		return dropInInitSeen
+	}
 	if r := l.inits.admit(crypto.InitMAC(e.body), now.boot); r != parsed {
 		return r
 	}
@@ -339,6 +344,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	sender, _, _ := crypto.InitHeader(e.body)
 	s := l.newSession(now, crypto.NewSession(keys, index, sender), slot, false)
 	s.millis = in.Millis
+	l.loop.noteAnswer(e.body)
 	if e.path.Relayed() {
 		l.loop.frame(e.path, msg)
 	} else {

@@ -48,7 +48,11 @@ type loop struct {
 	rung       atomic.Uint32 // relay.Rung by which a server was reached last
 	lastSocket uint16
 	pings      map[[pingBody]byte]*ping
+	answered   *answered // INITs, over restarts
+	forgetful  bool      // they cannot be written
 
+	ran        instant    // when the loop last went round
+	life       lifetime   // of NAT mappings
 	facts      natt.Facts // of the last survey
 	surveyed   time.Time
 	surveying  bool
@@ -88,6 +92,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := l.now()
+		l.noticeSleep(now)
 		l.alarms.ring(now)
 		wait := time.Hour
 		if at := l.alarms.next(); !at.IsZero() {
@@ -298,6 +303,7 @@ func (l *loop) everyMinute(now instant) {
 	}
 	l.lookAtNetwork(now)
 	l.releaseSpare(now)
+	l.syncAnswers()
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 }
 
@@ -311,15 +317,21 @@ func (l *loop) lookAtNetwork(now instant) {
 	changed := fmt.Sprint(ifaces) != fmt.Sprint(l.ifaces)
 	l.ifaces = ifaces
 	l.updateCandidates(now)
-	if !changed {
-		return
+	if changed {
+		l.networkChanged(now)
 	}
+}
+
+// networkChanged asks everything anew at once: the facts, the servers, and those
+// peers that there is traffic with.
+func (l *loop) networkChanged(now instant) {
 	l.surveyAgain()
+	l.restartLifetime(now)
 	for _, h := range l.servers {
 		h.kick(now)
 	}
 	for _, k := range l.links {
-		k.agent.Links(now.wall, ifaces)
+		k.agent.Links(now.wall, l.ifaces)
 		if k.active != nil {
 			k.agent.NetworkChanged(now.wall)
 			k.advance(now)

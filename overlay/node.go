@@ -104,7 +104,8 @@ func (n *Node) open() error {
 		return err
 	}
 	n.build(sec, conn)
-	return nil
+	n.loop.answered, err = openAnswered(cfg.StateDir)
+	return err
 }
 
 // checkCard derives the address of a card's key, which costs some milliseconds.
@@ -163,6 +164,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	_, _ = rand.Read(b[:])
 	l.instance = binary.BigEndian.Uint64(b[:])
 	l.minute.ring = l.everyMinute
+	l.life.alarm.ring = l.measureLifetime
 	n.loop = l
 	n.serving = n.newServing()
 }
@@ -222,6 +224,7 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 		l.alarms.set(&h.alarm, now.wall)
 	}
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
+	l.restartLifetime(now)
 	l.kickOutbox()
 	l.surveyAgain()
 }
@@ -271,6 +274,11 @@ func (n *Node) closeAll() {
 	if n.store != nil {
 		if err := n.store.Close(); err != nil {
 			n.log.Error("closing the store", "err", err)
+		}
+	}
+	if n.loop != nil && n.loop.answered != nil {
+		if err := n.loop.answered.close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			n.log.Error("closing the memory of handshakes", "err", err)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type Status struct {
 	Servers  []ServerStatus    `json:"servers"`
 	Device   DeviceStatus      `json:"device"`
 	Socket   SocketStatus      `json:"socket"`
+	Lifetime LifetimeStatus    `json:"mapping_lifetime"`
 	Peers    []Peer            `json:"peers"`
 	Services []ServiceStatus   `json:"services"`
 	Drops    map[string]uint64 `json:"drops"`
@@ -112,6 +113,8 @@ type Netcheck struct {
 	UDPBlocked []uint16       `json:"udp_blocked"`         // server ports that were asked and did not
 	IPv6       bool           `json:"ipv6"`                // a public IPv6 address is there
 	Servers    []ServerStatus `json:"servers"`
+	// Lifetime is measured in the background over minutes.
+	Lifetime LifetimeStatus `json:"mapping_lifetime"`
 }
 
 // Pong is the answer of one tunnel ping.

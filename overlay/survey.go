@@ -3,8 +3,8 @@ package overlay
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/pilotnet/pilot/natt"
@@ -38,61 +38,101 @@ func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPo
 	return facts, err
 }
 
+// A prober is a machine that sends questions from sockets of its own.
+type prober interface {
+	Advance(now time.Time) []natt.Datagram
+	Receive(now time.Time, socket int, from netip.AddrPort, b []byte)
+	Next() time.Time
+	Done() bool
+}
+
+// surveyProber is a natt.Survey, which has one socket.
+type surveyProber struct{ *natt.Survey }
+
+func (s surveyProber) Receive(now time.Time, _ int, from netip.AddrPort, b []byte) {
+	s.Survey.Receive(now, from, b)
+}
+
 // runSurvey drives one survey on a socket of its own.
 func runSurvey(ctx context.Context, u Underlay, clock Clock, s *natt.Survey) (natt.Facts, error) {
-	conn, err := u.ListenUDP(0)
-	if err != nil {
+	if err := runProber(ctx, u, clock, surveyProber{s}, 1); err != nil {
 		return natt.Facts{}, err
 	}
+	return s.Facts(), nil
+}
+
+// proberBuffer takes any answer of a STUN server.
+const proberBuffer = 2 << 10
+
+// errSlept says that the machine slept while something was measured.
+var errSlept = errors.New("overlay: the machine slept meanwhile")
+
+// runProber drives a machine on new sockets until it is done.
+func runProber(ctx context.Context, u Underlay, clock Clock, p prober, sockets int) error {
 	type answer struct {
-		from netip.AddrPort
-		b    []byte
+		socket int
+		from   netip.AddrPort
+		b      []byte
 	}
 	answers := make(chan answer, 32)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		m := []natt.Message{{Buf: make([]byte, natt.MaxRun)}}
-		for {
-			n, err := conn.ReadBatch(m)
-			if errors.Is(err, net.ErrClosed) || err != nil {
-				return
-			}
-			if n == 0 || m[0].N == 0 {
-				continue
-			}
-			size := m[0].Segment
-			if size <= 0 {
-				size = m[0].N
-			}
-			for b := m[0].Buf[:m[0].N]; len(b) > 0; b = b[min(size, len(b)):] {
-				select {
-				case answers <- answer{m[0].Addr, append([]byte(nil), b[:min(size, len(b))]...)}:
-				default: // an answer too many is lost like any datagram
+	var readers sync.WaitGroup
+	var conns []natt.PacketConn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+		readers.Wait()
+	}()
+	for i := range sockets {
+		conn, err := u.ListenUDP(0)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, conn)
+		readers.Go(func() {
+			m := []natt.Message{{Buf: make([]byte, proberBuffer)}}
+			for {
+				n, err := conn.ReadBatch(m)
+				if err != nil {
+					return
+				}
+				if n == 0 || m[0].N == 0 {
+					continue
+				}
+				size := m[0].Segment
+				if size <= 0 {
+					size = m[0].N
+				}
+				for b := m[0].Buf[:m[0].N]; len(b) > 0; b = b[min(size, len(b)):] {
+					select {
+					case answers <- answer{i, m[0].Addr, append([]byte(nil), b[:min(size, len(b))]...)}:
+					default: // an answer too many is lost like any datagram
+					}
 				}
 			}
-		}
-	}()
-	defer func() {
-		conn.Close()
-		<-ended
-	}()
+		})
+	}
+	began := instant{clock.Now(), clock.Boot()}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for !s.Done() {
-		for _, d := range s.Advance(clock.Now()) {
-			_, _ = conn.WriteBatch([]natt.Message{{Buf: d.Data, Addr: d.To}}) // lost is unanswered
+	for !p.Done() {
+		now := clock.Now()
+		if slept(began, instant{now, clock.Boot()}) {
+			return errSlept
 		}
-		timer.Reset(max(s.Next().Sub(clock.Now()), time.Millisecond))
+		for _, d := range p.Advance(now) {
+			_, _ = conns[d.Socket].WriteBatch([]natt.Message{{Buf: d.Data, Addr: d.To}}) // lost is unanswered
+		}
+		timer.Reset(max(p.Next().Sub(clock.Now()), time.Millisecond))
 		select {
 		case <-ctx.Done():
-			return natt.Facts{}, ctx.Err()
+			return ctx.Err()
 		case a := <-answers:
-			s.Receive(clock.Now(), a.from, a.b)
+			p.Receive(clock.Now(), a.socket, a.from, a.b)
 		case <-timer.C:
 		}
 	}
-	return s.Facts(), nil
+	return nil
 }
 
 // surveyAgain renews the facts beside the loop: at the start, and when the
@@ -125,7 +165,7 @@ func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
 	var servers []netip.AddrPort
 	var r Netcheck
 	err := l.call(ctx, func(now instant) {
-		r.Servers = l.serverStatus(now)
+		r.Servers, r.Lifetime = l.serverStatus(now), l.lifetimeStatus()
 		for _, h := range l.servers {
 			if a, ok := h.host.addr(); ok {
 				servers = append(servers, a)

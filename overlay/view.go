@@ -66,6 +66,7 @@ func (n *Node) Status() Status {
 	_ = n.loop.call(ctx, func(now instant) { // a node that is stopping has no servers to show
 		s.Servers = n.loop.serverStatus(now)
 		s.State = n.loop.state(s.Servers)
+		s.Lifetime = n.loop.lifetimeStatus()
 		if n.loop.skew != 0 {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is off by %v; set it", -n.loop.skew.Round(time.Second)))
 		}

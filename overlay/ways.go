@@ -303,6 +303,7 @@ func (l *loop) use(now instant, h *serverHost, a relay.LadderAction) {
 	for _, s := range l.servers {
 		if s.host == h {
 			home = true
+			s.seenAs = netip.AddrPort{}
 			s.machine.Kick(now.wall)
 			s.advance(now)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -16,7 +17,8 @@ func (p *program) netcheckCommand() *cli.Command {
 		Usage: "find out how this machine is connected: its NAT, UDP, servers",
 		Description: `Asks the home servers over STUN, from a socket of its own; takes half a second.
 How a NAT filters can only be found out with a server that listens on two
-addresses and two ports.`,
+addresses and two ports. How long it keeps a mapping that nothing uses is measured
+in the background over minutes; here stands what is known so far.`,
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
 				return err
@@ -58,10 +60,35 @@ func netcheckText(w io.Writer, n overlay.Netcheck) {
 		ipv6 = "yes"
 	}
 	facts(w, "mapping", n.Mapping, "filtering", n.Filtering, "port step", step, "seen as", n.Mapped,
-		"udp answers", portList(n.UDP), "udp silent", portList(n.UDPBlocked), "public ipv6", ipv6)
+		"udp answers", portList(n.UDP), "udp silent", portList(n.UDPBlocked), "public ipv6", ipv6,
+		"mapping kept", lifetimeText(n.Lifetime))
 	for _, s := range n.Servers {
 		facts(w, "server", serverText(s))
 	}
+}
+
+// lifetimeText says how long a NAT keeps a mapping that nothing uses, and what
+// follows from that.
+func lifetimeText(l overlay.LifetimeStatus) string {
+	seconds := func(s float64) string { return strconv.FormatFloat(s, 'f', -1, 64) + " s" }
+	var text string
+	switch {
+	case l.State == "":
+		return "" // of a daemon that does not know yet what that is
+	case l.State == "unknown":
+		text = "unknown: " + l.Reason
+	case l.AtLeast == 0:
+		text = "not known yet: it is measured in the background, which takes minutes"
+	default:
+		text = "at least " + seconds(l.AtLeast)
+		if l.Below != 0 {
+			text += ", less than " + seconds(l.Below)
+		}
+		if l.State == "measuring" {
+			text += " (still measuring)"
+		}
+	}
+	return text + "; servers hear from us every " + seconds(l.Beat)
 }
 
 func portList(ports []uint16) string {

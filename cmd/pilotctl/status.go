@@ -183,6 +183,9 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	if device != "" {
 		device += ", MTU " + strconv.Itoa(s.Device.MTU)
 	}
+	if s.Lifetime.State == "known" {
+		facts(w, "nat keeps", lifetimeText(s.Lifetime))
+	}
 	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)),
 		"services", servicesText(s.Services), "up for", span(p.now().Sub(s.Started)))
 	for _, warning := range s.Warnings {

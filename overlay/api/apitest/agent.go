@@ -59,8 +59,9 @@ func New() *Agent {
 				Server: "rdv.example#" + strings.Repeat("a", 52), State: "registered",
 				Observed: "198.51.100.7:40001", RTTMillis: 12.5, Claimed: true,
 			}},
-			Device: overlay.DeviceStatus{Name: "pilot0", MTU: 1408, Offload: "tso", DNS: "hosts"},
-			Socket: overlay.SocketStatus{Port: 40001, Offload: "gso gro"},
+			Device:   overlay.DeviceStatus{Name: "pilot0", MTU: 1408, Offload: "tso", DNS: "hosts"},
+			Socket:   overlay.SocketStatus{Port: 40001, Offload: "gso gro"},
+			Lifetime: overlay.LifetimeStatus{State: "known", AtLeast: 57, Below: 115, Beat: 39.9},
 			Peers: []overlay.Peer{{
 				Name: "bob", Address: "0:0000.0000.0200", ULA: "fd50:494c:4f54::200", Fingerprint: BobFingerprint,
 				Trust: "active", In: "7", Out: "80,8080/tcp", Expires: &expires,
@@ -230,6 +231,7 @@ func (a *Agent) Netcheck(context.Context) (overlay.Netcheck, error) {
 	return overlay.Netcheck{
 		Mapping: "endpoint-independent", Filtering: "address-and-port", Mapped: "203.0.113.5:4242",
 		UDP: []uint16{443, 3478}, UDPBlocked: []uint16{}, Servers: a.Status().Servers,
+		Lifetime: a.Status().Lifetime,
 	}, nil
 }
 
