@@ -34,6 +34,8 @@ type desk struct {
 	agent   *apitest.Agent
 	dir     string
 	machine machineFacts // that doctor finds
+
+	environment map[string]string
 }
 
 func newDesk(t *testing.T) *desk {
@@ -65,7 +67,7 @@ func newDesk(t *testing.T) *desk {
 func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, stderr string, status int) {
 	var out, errs bytes.Buffer
 	p := &program{
-		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, getenv: noEnvironment,
+		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, getenv: func(name string) string { return d.environment[name] },
 		now:     func() time.Time { return apitest.Start().Add(10 * time.Minute) },
 		newNode: func(overlay.Config) (node, error) { return nil, errors.New("no node in this test") },
 		lookup:  fakeLookup,
