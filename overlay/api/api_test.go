@@ -49,7 +49,7 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 }
 func (l *lockedBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
-func start(t *testing.T) *daemon {
+func start(t testing.TB) *daemon {
 	t.Helper()
 	d := &daemon{socket: filepath.Join(socketDir(t), "pilot.sock"), agent: apitest.New(), log: &lockedBuffer{}, ended: make(chan error, 1)}
 	sockets, err := api.Listen(d.socket)
@@ -66,7 +66,7 @@ func start(t *testing.T) *daemon {
 }
 
 // socketDir is short enough for a socket address, whatever the test is called.
-func socketDir(t *testing.T) string {
+func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pilot")
 	if err != nil {

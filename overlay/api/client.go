@@ -20,17 +20,42 @@ import (
 const (
 	maxAnswer   = 64 << 20
 	quickAnswer = 10 * time.Second // of calls that only read
+	keptOpen    = 8                // connections for calls to come
+
+	// The hosts of the requests stand for the two sockets.
+	useHost, governHost = "pilot", "govern"
 )
 
 // A Client calls a daemon on this machine. Its methods are those of Agent; each
 // error is an *overlay.Error: CodeNotRunning when nobody listens, CodeDenied when
 // the socket is not open to this user, CodeTimeout when ctx ended.
+//
+// A Client keeps connections open for the next call for some seconds, so whoever
+// calls often keeps one Client. It may be used from many goroutines.
 type Client struct {
-	socket string
+	socket    string
+	transport *http.Transport
 }
 
-// NewClient returns a client for the daemon whose use socket lies at socket.
-func NewClient(socket string) *Client { return &Client{socket: socket} }
+// NewClient returns a client for the daemon whose use socket lies at socket. It
+// connects with the first call.
+func NewClient(socket string) *Client {
+	return &Client{socket: socket, transport: &http.Transport{
+		MaxIdleConnsPerHost: keptOpen,
+		IdleConnTimeout:     readTimeout / 2, // before the server ends it
+		DisableCompression:  true,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			path := socket
+			if strings.HasPrefix(address, governHost+":") {
+				path = GovernPath(socket)
+			}
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}
+}
+
+// Close ends the connections that are kept open. The Client can be used on.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // ID says who the agent is.
 func (c *Client) ID(ctx context.Context) (v overlay.ID, err error) {
@@ -69,38 +94,38 @@ func (c *Client) Whois(ctx context.Context, addr string) (v overlay.Whois, err e
 
 // Request asks another agent for trust.
 func (c *Client) Request(ctx context.Context, o overlay.RequestOptions) (v overlay.TrustResult, err error) {
-	return v, c.post(ctx, c.socket, "/v1/request", o, &v)
+	return v, c.post(ctx, useHost, "/v1/request", o, &v)
 }
 
 // Wait waits until a request is granted. CodeTrustPending: not within that time.
 func (c *Client) Wait(ctx context.Context, fingerprint string, timeout time.Duration) (v overlay.TrustResult, err error) {
-	return v, c.post(ctx, c.socket, "/v1/wait", waitBody{Fingerprint: fingerprint, Timeout: timeout}, &v)
+	return v, c.post(ctx, useHost, "/v1/wait", waitBody{Fingerprint: fingerprint, Timeout: timeout}, &v)
 }
 
 // Accept uses an invitation.
 func (c *Client) Accept(ctx context.Context, token, as, offer string) (v overlay.TrustResult, err error) {
-	return v, c.post(ctx, c.socket, "/v1/accept", acceptBody{Token: token, As: as, Offer: offer}, &v)
+	return v, c.post(ctx, useHost, "/v1/accept", acceptBody{Token: token, As: as, Offer: offer}, &v)
 }
 
 // Revoke ends the trust with a peer.
 func (c *Client) Revoke(ctx context.Context, peer string) error {
-	return c.post(ctx, c.socket, "/v1/revoke", peerBody{Peer: peer}, nil)
+	return c.post(ctx, useHost, "/v1/revoke", peerBody{Peer: peer}, nil)
 }
 
 // Ping sends one ping through the tunnel.
 func (c *Client) Ping(ctx context.Context, peer string, seq int, timeout time.Duration) (v overlay.Pong, err error) {
-	return v, c.post(ctx, c.socket, "/v1/ping", pingBody{Peer: peer, Seq: seq, Timeout: timeout}, &v)
+	return v, c.post(ctx, useHost, "/v1/ping", pingBody{Peer: peer, Seq: seq, Timeout: timeout}, &v)
 }
 
 // Serve publishes a program of this machine on the agent's address, or changes
 // whom it is for.
 func (c *Client) Serve(ctx context.Context, o overlay.ServeOptions) (v overlay.Served, err error) {
-	return v, c.post(ctx, c.socket, "/v1/serve", o, &v)
+	return v, c.post(ctx, useHost, "/v1/serve", o, &v)
 }
 
 // Unserve ends a publication.
 func (c *Client) Unserve(ctx context.Context, port uint16) error {
-	return c.post(ctx, c.socket, "/v1/unserve", unserveBody{Port: port}, nil)
+	return c.post(ctx, useHost, "/v1/unserve", unserveBody{Port: port}, nil)
 }
 
 // Served lists what is published.
@@ -110,23 +135,23 @@ func (c *Client) Served(ctx context.Context) (v []overlay.Served, err error) {
 
 // Approve grants a request. Like the calls below it needs the govern socket.
 func (c *Client) Approve(ctx context.Context, o overlay.ApproveOptions) (v overlay.TrustResult, err error) {
-	return v, c.post(ctx, GovernPath(c.socket), "/v1/approve", o, &v)
+	return v, c.post(ctx, governHost, "/v1/approve", o, &v)
 }
 
 // Reject drops a request.
 func (c *Client) Reject(ctx context.Context, peer string) error {
-	return c.post(ctx, GovernPath(c.socket), "/v1/reject", peerBody{Peer: peer}, nil)
+	return c.post(ctx, governHost, "/v1/reject", peerBody{Peer: peer}, nil)
 }
 
 // Block drops a request or a peer, and all requests of that key to come.
 func (c *Client) Block(ctx context.Context, peer string) error {
-	return c.post(ctx, GovernPath(c.socket), "/v1/block", peerBody{Peer: peer}, nil)
+	return c.post(ctx, governHost, "/v1/block", peerBody{Peer: peer}, nil)
 }
 
 // Invite makes a one-use token.
 func (c *Client) Invite(ctx context.Context, o overlay.InviteOptions) (token string, err error) {
 	var v inviteAnswer
-	err = c.post(ctx, GovernPath(c.socket), "/v1/invite", o, &v)
+	err = c.post(ctx, governHost, "/v1/invite", o, &v)
 	return v.Token, err
 }
 
@@ -134,36 +159,34 @@ func (c *Client) Invite(ctx context.Context, o overlay.InviteOptions) (token str
 // still there when Down returns.
 func (c *Client) Down(ctx context.Context) (pid int, err error) {
 	var v downAnswer
-	err = c.post(ctx, GovernPath(c.socket), "/v1/down", struct{}{}, &v)
+	err = c.post(ctx, governHost, "/v1/down", struct{}{}, &v)
 	return v.PID, err
 }
 
 func (c *Client) get(ctx context.Context, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, quickAnswer)
 	defer cancel()
-	return call(ctx, c.socket, http.MethodGet, path, nil, out)
+	return c.call(ctx, useHost, http.MethodGet, path, nil, out)
 }
 
-func (c *Client) post(ctx context.Context, socket, path string, in, out any) error {
+func (c *Client) post(ctx context.Context, host, path string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return overlay.Errorf(overlay.CodeInternal, "%v", err)
 	}
-	return call(ctx, socket, http.MethodPost, path, body, out)
+	return c.call(ctx, host, http.MethodPost, path, body, out)
 }
 
-func call(ctx context.Context, socket, method, path string, body []byte, out any) error {
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
+func (c *Client) call(ctx context.Context, host, method, path string, body []byte, out any) error {
+	socket := c.socket
+	if host == governHost {
+		socket = GovernPath(socket)
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://pilot"+path, bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, bytes.NewReader(body))
 	if err != nil {
 		return overlay.Errorf(overlay.CodeInternal, "%v", err)
 	}
-	answer, err := transport.RoundTrip(r)
+	answer, err := c.transport.RoundTrip(r)
 	if err != nil {
 		return callError(ctx, socket, err)
 	}
