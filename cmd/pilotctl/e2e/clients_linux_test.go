@@ -27,7 +27,7 @@ type client struct {
 
 const (
 	bobs    = "http://bob.pilot.internal:"
-	granted = "7,1001-1003,8080-8085,8443,9999"
+	granted = "7,1001-1003,8080-8085,8443,9998-9999"
 )
 
 // clients lists them. To add a client is to add an entry, and its program to
@@ -48,6 +48,8 @@ func clients(l *lab, sum string) []client {
 		{name: "curl 100 MiB up", args: curl("-T", file, bobs+"8081/sum"), want: sum},
 		{name: "curl http.server", args: curl(bobs + "8080/"), want: `<a href="page">`},
 		{name: "curl uvicorn", needs: "uvicorn", args: curl("--data-binary", "@"+file, bobs+"8082/"), want: `"host": "localhost:8001", "peer": "alice"`},
+		{name: "Python urllib", args: []string{"python3", "-c", "import urllib.request as r; print(r.urlopen('" + bobs + "8080/page', timeout=10).read().decode())"}, want: page},
+		{name: "Node fetch", needs: "node", args: node("-e", "fetch('"+bobs+"8081/page').then(r => r.text()).then(console.log)"), want: page},
 		{name: "ws", needs: "@ws", args: node("ws.mjs", "ws://bob.pilot.internal:8083/"), want: "echoed and closed with 1000"},
 		{name: "MCP TypeScript to TypeScript", needs: "@modelcontextprotocol/sdk", args: node("mcp.mjs", bobs+"8084/mcp"), want: "add says 17 + 25 = 42"},
 		{name: "MCP TypeScript to Go", needs: "@modelcontextprotocol/sdk", args: node("mcp.mjs", bobs+"8085"), want: "add says 17 + 25 = 42"},
@@ -56,6 +58,7 @@ func clients(l *lab, sum string) []client {
 		{name: "LangChain.js", needs: "@langchain/mcp-adapters", args: node("langchain.mjs", bobs+"8084/mcp"), want: "1 tool says 17 + 25 = 42"},
 		{name: "A2A JS over JSON-RPC", needs: "@a2a-js/sdk", args: node("a2a.mjs", bobs+"9999", "JSONRPC", "hello bob"), want: "shouter says HELLO BOB"},
 		{name: "A2A JS over REST", needs: "@a2a-js/sdk", args: node("a2a.mjs", bobs+"9999", "HTTP+JSON", "hello bob"), want: "shouter says HELLO BOB"},
+		{name: "A2A JS 0.3", needs: "@a2a-sdk-0.3", args: node("a2a-0.3.mjs", bobs+"9998", "hello bob"), want: "old shouter says HELLO BOB"},
 		{name: "tus-js-client", needs: "@tus-js-client", args: node("tus.mjs", bobs+"1001/v1/uploads/", "resumed.bin"), want: "resumed and complete: 25165824 bytes"},
 		{name: "Chromium", needs: "chromium", args: chromium(l, bobs+"8081/browser"), want: "the socket says hello from a browser", quiet: true},
 	}
@@ -120,7 +123,7 @@ func testScopeOfAll(t *testing.T, l *lab, carol, bob *agent) {
 	testEcho(t, carol)
 	ula := bob.id(t).ULA
 	var all errgroup.Group
-	for _, port := range []string{"1001", "1002", "1003", "8080", "8081", "8082", "8083", "8084", "8085", "8443", "9999"} {
+	for _, port := range []string{"1001", "1002", "1003", "8080", "8081", "8082", "8083", "8084", "8085", "8443", "9998", "9999"} {
 		all.Go(func() error {
 			return l.enter(carol.host, func() error {
 				c, err := net.DialTimeout("tcp", net.JoinHostPort(ula, port), 2*time.Second)
@@ -195,7 +198,7 @@ func (l *lab) publishAll(t *testing.T, bob *agent) (sum string) {
 		}
 		bob.background(t, dir, "ready", "node", "servers.mjs")
 	}
-	for _, s := range []string{"http 8000 8080", "http 3000 8081", "http 8001 8082", "http 3002 8083", "mcp 3001 8084", "mcp 3003 8085", "tcp 3443 8443", "a2a 9999 9999"} {
+	for _, s := range []string{"http 8000 8080", "http 3000 8081", "http 8001 8082", "http 3002 8083", "mcp 3001 8084", "mcp 3003 8085", "tcp 3443 8443", "a2a 9999 9999", "a2a 9998 9998"} {
 		f := strings.Fields(s)
 		bob.pilot(t, "serve", f[0], f[1], "--port", f[2])
 	}

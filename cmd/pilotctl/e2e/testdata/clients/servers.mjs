@@ -10,6 +10,8 @@ import { createMcpExpressApp } from '@modelcontextprotocol/sdk/server/express.js
 import { TaskState } from '@a2a-js/sdk';
 import { AgentEvent, DefaultRequestHandler, InMemoryTaskStore } from '@a2a-js/sdk/server';
 import { UserBuilder, agentCardHandler, jsonRpcHandler, restHandler } from '@a2a-js/sdk/server/express';
+import * as old from 'a2a-sdk-0.3/server';
+import * as oldExpress from 'a2a-sdk-0.3/server/express';
 
 const listen = (server, port) => new Promise((done) => server.listen(port, '127.0.0.1', done));
 
@@ -72,10 +74,30 @@ a2a.use('/.well-known/agent-card.json', agentCardHandler({ agentCardProvider: re
 a2a.use('/rest', restHandler({ requestHandler, userBuilder: UserBuilder.noAuthentication }));
 a2a.use('/', jsonRpcHandler({ requestHandler, userBuilder: UserBuilder.noAuthentication }));
 
+// The same agent as it was written for version 0.3 of the protocol.
+const oldHandler = new old.DefaultRequestHandler({
+  name: 'old shouter', description: 'says it louder', version: '1.0.0', protocolVersion: '0.3.0', url: 'http://0.0.0.0:9998/rpc',
+  additionalInterfaces: [{ url: 'http://0.0.0.0:9998/rpc', transport: 'JSONRPC' }], preferredTransport: 'JSONRPC',
+  capabilities: { streaming: true }, defaultInputModes: ['text/plain'], defaultOutputModes: ['text/plain'], skills: [],
+}, new old.InMemoryTaskStore(), {
+  async execute({ taskId, contextId, userMessage }, bus) {
+    const status = (state) => ({ state, timestamp: new Date().toISOString() });
+    const text = userMessage.parts.map((p) => p.text).join(' ').toUpperCase();
+    bus.publish({ kind: 'task', id: taskId, contextId, status: status('working'), history: [userMessage] });
+    bus.publish({ kind: 'artifact-update', taskId, contextId, artifact: { artifactId: 'said', parts: [{ kind: 'text', text }] } });
+    bus.publish({ kind: 'status-update', taskId, contextId, status: status('completed'), final: true });
+    bus.finished();
+  },
+  async cancelTask() {},
+});
+const oldA2A = express();
+oldA2A.use('/.well-known/agent-card.json', oldExpress.agentCardHandler({ agentCardProvider: oldHandler }));
+oldA2A.use('/rpc', oldExpress.jsonRpcHandler({ requestHandler: oldHandler, userBuilder: oldExpress.UserBuilder.noAuthentication }));
+
 const web = createServer();
 new WebSocketServer({ server: web }).on('connection', (socket) => {
   socket.on('message', (data, isBinary) => socket.send(data, { binary: isBinary }));
 });
 
-await Promise.all([listen(mcp, 3001), listen(web, 3002), listen(a2a, 9999)]);
+await Promise.all([listen(mcp, 3001), listen(web, 3002), listen(a2a, 9999), listen(oldA2A, 9998)]);
 console.log('ready');
