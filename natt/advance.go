@@ -11,6 +11,7 @@ func (a *Agent) Advance(now time.Time) []Action {
 		a.use.old = nil
 	}
 	a.choose()
+	a.measure()
 	if r := a.use.route; r != nil {
 		r.budget.judge(a.now, r.rtt)
 		for a.look() {
@@ -93,6 +94,7 @@ func (a *Agent) Next() time.Time {
 	sooner(a.watchAt())
 	sooner(a.refreshAt())
 	sooner(a.roundAt())
+	sooner(a.sampleAt())
 	sooner(a.rounds.again)
 	sooner(a.runAt())
 	for _, r := range a.routes {

@@ -187,6 +187,7 @@ type Agent struct {
 	hinted  time.Time // last time that a hint had the path in use asked
 	changed bool      // our network, while nobody used this
 	silence silence
+	compare comparison
 }
 
 // NewAgent returns an agent that knows no path.

@@ -562,7 +562,7 @@ func TestNetworkChangedWhileIdle(t *testing.T) {
 
 func direct(s string) Path { return Path{Remote: netip.MustParseAddrPort(s)} }
 
-// pong answers the first challenge over p that is on its way, rtt after now.
+// pong answers the newest challenge over p that is on its way, rtt after it left.
 func pong(t *testing.T, a *Agent, now time.Time, p Path, rtt time.Duration) {
 	t.Helper()
 	a.Advance(now)
@@ -573,5 +573,6 @@ func pong(t *testing.T, a *Agent, now time.Time, p Path, rtt time.Duration) {
 	if r == nil || len(r.pending) == 0 {
 		t.Fatalf("%v not challenged", p)
 	}
-	a.Responded(r.pending[0].sent.Add(rtt), p, r.pending[0].token)
+	c := r.pending[len(r.pending)-1]
+	a.Responded(c.sent.Add(rtt), p, c.token)
 }

@@ -82,7 +82,7 @@ func (a *Agent) choose() {
 	best := a.use.route
 	held := best != nil && best.validated // else anything that works is welcome
 	for _, r := range a.routes {
-		if r != best && r.validated && !(held && a.now.Before(r.hold)) && a.better(r, best) {
+		if r != best && r.validated && !(held && (r.shunned || a.now.Before(r.hold))) && a.better(r, best) {
 			best = r
 		}
 	}

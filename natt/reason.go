@@ -94,6 +94,8 @@ func (a *Agent) reason(n attempts) Reason {
 		return Direct
 	case !a.connected:
 		return NoSession
+	case a.shunned() != nil:
+		return Lossy
 	case a.traits.Blocked:
 		return NoUDPHere
 	case a.theirs.Blocked:
@@ -129,6 +131,10 @@ func (a *Agent) whyNotDirect(r Reason, n attempts) string {
 		return ""
 	case NoSession:
 		return "no session with the peer yet"
+	case Lossy:
+		s := a.shunned()
+		return fmt.Sprintf("the direct path loses more packets than the relay (%.0f %% of its challenges); looked at again in %s",
+			100*s.loss.share(), max(s.again.Sub(a.now), 0).Round(time.Second))
 	case NoUDPHere:
 		return "UDP is blocked here"
 	case NoUDPThere:

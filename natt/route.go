@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	maxPending = 16               // challenges of one route that may still be answered
+	maxPending = 32               // challenges of one route that may still be answered
 	pendingFor = 10 * time.Second // how long they may
 	maxSpent   = 40               // packets without an answer, in the time of a tally, to an address that answered before
 	lossLimit  = 3                // challenges in a row without an answer after which a path is not validated
@@ -42,6 +42,9 @@ type route struct {
 	falls     int       // times in a row that it was dropped
 	fell      time.Time // the last time
 	hold      time.Time // not to be used before
+	shunned   bool      // loses more than a relay
+	shuns     int       // how often it was found to
+	again     time.Time // it is looked at again
 }
 
 func newRoute(p Path, now time.Time) *route {
@@ -309,6 +312,19 @@ func (a *Agent) challenge(r *route, size int) bool {
 	if size == 0 {
 		r.asked = a.now
 	}
+	if !a.sendChallenge(r, size) {
+		return false
+	}
+	if size == 0 {
+		r.missed++
+	}
+	return true
+}
+
+// sample asks for a challenge whose loss says nothing but that.
+func (a *Agent) sample(r *route) { a.sendChallenge(r, 0) }
+
+func (a *Agent) sendChallenge(r *route, size int) bool {
 	var t Token
 	if len(a.actions) >= maxActions || !a.spend(r) {
 		return false
@@ -321,9 +337,6 @@ func (a *Agent) challenge(r *route, size int) bool {
 		r.pending = slices.Delete(r.pending, 0, 1)
 	}
 	r.pending = append(r.pending, challenge{token: t, sent: a.now, size: size})
-	if size == 0 {
-		r.missed++
-	}
 	if !r.path.Relayed() {
 		r.spent.add(a.now)
 	}

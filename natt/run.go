@@ -109,7 +109,7 @@ func (a *Agent) flowed() {
 // ripe reports whether user data has taken a relay for long enough.
 func (a *Agent) ripe(after time.Duration) bool {
 	o := &a.runs
-	return a.connected && !a.direct() && !o.relayed.IsZero() && a.flowing() && a.now.Sub(o.relayed) >= after
+	return a.connected && !a.direct() && a.shunned() == nil && !o.relayed.IsZero() && a.flowing() && a.now.Sub(o.relayed) >= after
 }
 
 // spentRuns is how many runs there were in the last ten minutes.

@@ -10,7 +10,7 @@ func TestGap(t *testing.T) {
 	t.Parallel()
 	w := established(t, 3, natPort, natPort, 2*ms, 6000)
 	for _, n := range w.nodes {
-		if s := n.agent.Status(); s.Changed.IsZero() || s.Gap > 50*ms || s.Reason != Direct {
+		if s := n.agent.Status(); s.Changed.IsZero() || s.Gap > ActiveEvery || s.Reason != Direct {
 			t.Errorf("node %d after the upgrade: %+v", n.id, s)
 		}
 	}

@@ -178,6 +178,9 @@ func (a *Agent) ask(r *route) {
 // fail drops the path in use.
 func (a *Agent) fail() {
 	r := a.use.route
+	if o := a.fallback(); o != nil && o.path.Relayed() && !r.path.Relayed() && r.loss.worse(&o.loss) {
+		a.shun(r) // it will be back, and no better
+	}
 	r.drop(a.now)
 	a.choose()
 	if a.use.route == r {
