@@ -6,12 +6,13 @@ import (
 
 	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/echo"
+	"github.com/pilotnet/pilot/overlay/services/events"
 	"github.com/pilotnet/pilot/overlay/services/exchange"
 )
 
 // knownServices are those that an agent can offer, in the order of their ports.
 func knownServices() []services.Service {
-	return []services.Service{echo.New(), exchange.NewService()}
+	return []services.Service{echo.New(), exchange.NewService(), events.NewService()}
 }
 
 const (

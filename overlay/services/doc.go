@@ -4,6 +4,7 @@
 // makes; it opens no socket towards others itself.
 //
 //	port 7  echo        RFC 862, TCP and UDP
+//	1002    events      MQTT 5 and HTTP with Server-Sent Events
 //	any     publish     programs of this machine, by the owner's wish
 //
 // # Who may call
