@@ -4,6 +4,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -44,7 +45,7 @@ func TestNATs(t *testing.T) {
 		}
 		for range min(eventRuns, most) - results.countEvent(e.name) {
 			jobs = append(jobs, func() {
-				t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p)) })
+				t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p, fullRate)) })
 			})
 		}
 	}
@@ -83,4 +84,75 @@ func numberFrom(t *testing.T, name string, usual int) int {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return n
+}
+
+// TestPairsOfNATs: one pair of each row of the table reaches each other at once,
+// and directly where that is possible.
+func TestPairsOfNATs(t *testing.T) {
+	needLab(t)
+	t.Parallel()
+	p := &plans{t: t}
+	p.get(1)
+	var jobs []func()
+	for _, c := range cells() {
+		if c.name == c.row.many {
+			jobs = append(jobs, func() { t.Run(c.name, func(t *testing.T) { c.check(t, p) }) })
+		}
+	}
+	if len(jobs) != len(rows) {
+		t.Errorf("%d pairs for %d rows", len(jobs), len(rows))
+	}
+	work(jobs, 2)
+}
+
+// check gives a pair that is direct by luck three chances, others one.
+func (c cell) check(t *testing.T, p *plans) {
+	m := newMeeting(t, p.get(1), c.hosts, c.kinds, c.env...)
+	m.rate = testRate
+	for n := range 3 {
+		r := c.measure(t, m, n)
+		t.Logf("%s: %v", c.name, r)
+		switch {
+		case r.first == 0:
+			t.Fatal("not reached")
+		case r.direct == 0 && c.row.p50 > 0 && (n == 2 || c.row.rate == 100):
+			t.Fatal("not direct")
+		case r.direct > 0 || c.row.p50 == 0:
+			return
+		}
+	}
+}
+
+// testRate spares machines that have other tests to run.
+const testRate = 250
+
+// TestEventsBetweenNATs: what happens to two agents while they talk costs them
+// not much more than the goals.
+func TestEventsBetweenNATs(t *testing.T) {
+	needLab(t)
+	t.Parallel()
+	p := &plans{t: t}
+	p.get(1)
+	p.get(2)
+	var jobs []func()
+	for _, e := range natEvents {
+		if !e.slow {
+			jobs = append(jobs, func() { t.Run(e.name, func(t *testing.T) { e.check(t, p) }) })
+		}
+	}
+	work(jobs, 3)
+}
+
+// check wants pauses of at most three times the goal and a second, since the
+// machine may be busy with other tests.
+func (e natEvent) check(t *testing.T, p *plans) {
+	for _, v := range e.run(t, p, testRate) {
+		goal, ok := e.goals[v.name]
+		if ok && strings.HasSuffix(v.name, ", ms") && v.value > 3*goal+1000 {
+			t.Errorf("%v", v)
+		}
+		if v.name == twiceName && v.value > 0 {
+			t.Errorf("%v", v)
+		}
+	}
 }

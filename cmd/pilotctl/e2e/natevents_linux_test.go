@@ -24,7 +24,6 @@ type natEvent struct {
 }
 
 const (
-	eventRate = 1000
 	gapName   = "gap, ms"
 	lostName  = "lost"
 	twiceName = "twice"
@@ -74,15 +73,16 @@ var natEvents = []natEvent{
 }
 
 // run measures an event once in a lab of its own.
-func (e natEvent) run(t *testing.T, p *plans) []measured {
+func (e natEvent) run(t *testing.T, p *plans, rate int) []measured {
 	t.Helper()
 	kinds := make([]string, len(e.kinds))
 	for i, k := range e.kinds {
 		kinds[i] = k + delay
 	}
 	m := newMeeting(t, p.get(e.servers), [2]string{"a1", "b1"}, kinds)
+	m.rate = rate
 	m.again(t)
-	poll(t.Context(), pairSettle, func() bool { return false })
+	pass(t, pairSettle)
 	values := e.measure(t, m)
 	t.Logf("%s: %v", e.name, values)
 	return values
@@ -96,7 +96,7 @@ type talk struct {
 
 func (m *meeting) talk(t *testing.T) *talk {
 	t.Helper()
-	return &talk{m: m, way: [2]*stream{m.stream(t, m.agents[0], m.agents[1], eventRate), m.stream(t, m.agents[1], m.agents[0], eventRate)}}
+	return &talk{m: m, way: [2]*stream{m.stream(t, m.agents[0], m.agents[1]), m.stream(t, m.agents[1], m.agents[0])}}
 }
 
 // direct waits until both directions are, and for a second more.
@@ -107,12 +107,7 @@ func (k *talk) direct(t *testing.T) {
 		_, b := k.way[1].so().directAt(nil)
 		return a && b
 	})
-	k.watch(t, time.Second)
-}
-
-// watch lets the talk go on.
-func (k *talk) watch(t *testing.T, d time.Duration) {
-	poll(t.Context(), d, func() bool { return false })
+	pass(t, time.Second)
 }
 
 func (k *talk) end() [2]record {
@@ -144,7 +139,8 @@ func again(r [2]record, at time.Time) measured {
 	return measured{againName, float64(max(a, b).Milliseconds())}
 }
 
-// happening is an event after both are direct, with what follows for some time.
+// happening is an event after both are direct, with what follows: until they are
+// direct again, at most for some time.
 func happening(watch time.Duration, event func(*testing.T, *meeting)) func(*testing.T, *meeting) []measured {
 	return func(t *testing.T, m *meeting) []measured {
 		k := m.talk(t)
@@ -152,7 +148,15 @@ func happening(watch time.Duration, event func(*testing.T, *meeting)) func(*test
 		at := time.Now().Round(0)
 		event(t, m)
 		done := time.Now().Round(0)
-		k.watch(t, watch)
+		poll(t.Context(), watch, func() bool {
+			if time.Since(done) < 2*time.Second {
+				return false
+			}
+			_, a := k.way[0].so().directAgain(at)
+			_, b := k.way[1].so().directAgain(at)
+			return a && b
+		})
+		pass(t, 300*time.Millisecond)
 		r := k.end()
 		return append(since(r, at), again(r, at), measured{"of these the event itself took, ms", float64(done.Sub(at).Milliseconds())})
 	}
@@ -182,7 +186,7 @@ func upgrade(t *testing.T, m *meeting) []measured {
 // noUpgrade is the same for a pair that cannot be direct.
 func noUpgrade(t *testing.T, m *meeting) []measured {
 	k := m.talk(t)
-	k.watch(t, 3*time.Second)
+	pass(t, 3*time.Second)
 	r := k.end()
 	if len(r[0].got) == 0 || len(r[1].got) == 0 {
 		t.Fatal("nothing arrives")
@@ -220,7 +224,7 @@ func joinLAN(t *testing.T, m *meeting) []measured {
 		_, y := k.way[1].so().directAt(cable)
 		return x && y
 	})
-	k.watch(t, 500*time.Millisecond)
+	pass(t, 500*time.Millisecond)
 	r := k.end()
 	used := measured{"used after, ms", math.NaN()}
 	x, okX := r[0].directAt(cable)
@@ -240,7 +244,7 @@ func cutOneWay(t *testing.T, m *meeting) {
 // serverDies cuts off the server over which most of the latest packets came.
 func serverDies(t *testing.T, m *meeting) []measured {
 	k := m.talk(t)
-	k.watch(t, 4*time.Second) // also the search for a direct path is over
+	pass(t, 4*time.Second) // also the search for a direct path is over
 	uses := map[string]int{}
 	for _, way := range k.way {
 		wire := way.so().wire
@@ -262,7 +266,7 @@ func serverDies(t *testing.T, m *meeting) []measured {
 	t.Logf("packets came over %v; %s is cut off", uses, victim)
 	at := time.Now().Round(0)
 	m.do(t, "cut", victim)
-	k.watch(t, 4*time.Second)
+	pass(t, 4*time.Second)
 	return since(k.end(), at)
 }
 
@@ -272,21 +276,21 @@ func blockUDP(t *testing.T, m *meeting) []measured {
 	k.direct(t)
 	at := time.Now().Round(0)
 	m.do(t, "cut", "a:udp")
-	k.watch(t, 6*time.Second)
+	pass(t, 6*time.Second)
 	values := since(k.end(), at)[:2]
 	by := m.agents[0].viaNow(t.Context())
 	if by != "tls" {
 		t.Errorf("the way to the server is %q", by)
 	}
 	k = m.talk(t)
-	k.watch(t, time.Second)
+	pass(t, time.Second)
 	at = time.Now().Round(0)
 	m.do(t, "uncut", "a:udp")
 	off := measured{"off TLS after, ms", math.NaN()}
 	if poll(t.Context(), 40*time.Second, func() bool { return m.agents[0].viaNow(t.Context()) == "udp" }) {
 		off.value = float64(time.Since(at).Milliseconds())
 	}
-	k.watch(t, 3*time.Second)
+	pass(t, 3*time.Second)
 	back := since(k.end(), at)
 	return append(values, off, measured{"gap when back, ms", back[0].value}, measured{"lost when back", back[1].value})
 }
@@ -353,9 +357,9 @@ func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 func lossy(t *testing.T, m *meeting) []measured {
 	m.do(t, "loss", "a", "5")
 	m.do(t, "loss", "b", "5")
-	s := m.stream(t, m.agents[0], m.agents[1], eventRate)
+	s := m.stream(t, m.agents[0], m.agents[1])
 	poll5(t.Context(), pairWait, func() bool { _, ok := s.so().directAt(nil); return ok })
-	poll(t.Context(), time.Second, func() bool { return false })
+	pass(t, time.Second)
 	r := s.stop(200 * time.Millisecond)
 	if len(r.got) == 0 {
 		t.Fatal("nothing arrives")
@@ -378,7 +382,7 @@ func idle(t *testing.T, m *meeting) []measured {
 		looks[i] = m.outgoing(t, a.host)
 	}
 	begin := time.Now()
-	poll(t.Context(), 10*time.Minute, func() bool { return false })
+	pass(t, 10*time.Minute)
 	values := []measured{}
 	peers := 0
 	for _, minute := range []int{1, 2, 5, 10} {
@@ -394,8 +398,8 @@ func idle(t *testing.T, m *meeting) []measured {
 		_, n := o.count(begin, time.Now())
 		peers += n
 	}
-	s := m.stream(t, m.agents[0], m.agents[1], eventRate)
-	poll(t.Context(), 2*time.Second, func() bool { return false })
+	s := m.stream(t, m.agents[0], m.agents[1])
+	pass(t, 2*time.Second)
 	r := s.stop(300 * time.Millisecond)
 	first := measured{"first packet, ms", math.NaN()}
 	if len(r.got) > 0 {

@@ -55,8 +55,8 @@ type passage struct {
 	direct bool // not from a server
 }
 
-// stream begins one with that many packets a second.
-func (m *meeting) stream(t *testing.T, from, to *agent, rate int) *stream {
+// stream begins one.
+func (m *meeting) stream(t *testing.T, from, to *agent) *stream {
 	t.Helper()
 	s := &stream{quit: make(chan struct{})}
 	s.in = m.listenUDP(t, to.host, net.JoinHostPort(m.plan.ula[to.name], streamPort))
@@ -71,7 +71,7 @@ func (m *meeting) stream(t *testing.T, from, to *agent, rate int) *stream {
 	go s.receive()
 	go s.watch()
 	s.sending.Add(1)
-	go s.send(time.Second / time.Duration(rate))
+	go s.send(time.Second / time.Duration(m.rate))
 	t.Cleanup(func() { s.stop(0) })
 	return s
 }
