@@ -47,6 +47,7 @@ func TestHostilePeer(t *testing.T) {
 	idle := rssAnon(t, daemon)
 
 	t.Run("files", func(t *testing.T) { testHostileFiles(t, alice, bob); unharmed(t) })
+	t.Run("large file", func(t *testing.T) { l.testLargeFile(t, alice, daemon) })
 	t.Run("card", func(t *testing.T) {
 		o := alice.run(t, "curl", "-sS", "-m", "10", "-w", "%{http_code}", "http://bob.pilot.internal:9999/.well-known/agent-card.json")
 		if !strings.HasSuffix(o.stdout, "502") || len(o.stdout) > 1000 {
@@ -147,6 +148,38 @@ func testHostileFiles(t *testing.T, alice, bob *agent) {
 	curl("400", "", "-X", "POST", "-H", "Tus-Resumable: 1.0.0", "-H", "Upload-Length: 5", "-H", "Upload-Metadata: filename Li4vLi4vaWRlbnRpdHk=", base+"uploads/")
 	if after := tree(t, bob.state); !slices.Equal(before, after) {
 		t.Errorf("files before: %v\nafter: %v", before, after)
+	}
+}
+
+// testLargeFile: memory does not grow with the size of what comes in, which is the
+// whole quota with PILOT_LONG=1.
+func (l *lab) testLargeFile(t *testing.T, alice *agent, daemon int) {
+	size := int64(128 << 20)
+	if os.Getenv("PILOT_LONG") == "1" {
+		size = 1 << 30
+	}
+	path := filepath.Join(l.dir, "large")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	idle, most, samples := rssAnon(t, daemon), 0, 0
+	begin := time.Now()
+	c := alice.command(t.Context(), "curl", "-sS", "--fail", "-T", path, "http://bob.pilot.internal:1001/v1/files/large")
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run() }()
+	poll(t.Context(), 5*time.Minute, func() bool {
+		most, samples = max(most, rssAnon(t, daemon)), samples+1
+		return len(ended) > 0
+	})
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d MiB in %v: RssAnon %d KiB before, at most %d KiB (%d samples)", size>>20, time.Since(begin).Round(time.Millisecond), idle, most, samples)
+	if most > idle+32<<10 {
+		t.Errorf("RssAnon grew from %d to %d KiB", idle, most)
 	}
 }
 
