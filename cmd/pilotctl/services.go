@@ -4,15 +4,17 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pilotnet/pilot/overlay/api"
 	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/echo"
 	"github.com/pilotnet/pilot/overlay/services/events"
 	"github.com/pilotnet/pilot/overlay/services/exchange"
+	"github.com/pilotnet/pilot/overlay/services/tasks"
 )
 
 // knownServices are those that an agent can offer, in the order of their ports.
 func knownServices() []services.Service {
-	return []services.Service{echo.New(), exchange.NewService(), events.NewService()}
+	return []services.Service{echo.New(), exchange.NewService(), events.NewService(), tasks.NewService(api.Caller)}
 }
 
 const (

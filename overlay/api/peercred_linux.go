@@ -36,3 +36,9 @@ func caller(ctx context.Context) []any {
 	}
 	return []any{"uid", cred.Uid, "gid", cred.Gid, "pid", cred.Pid}
 }
+
+// Caller says which user opened the connection of a call. False: it is not known.
+func Caller(ctx context.Context) (uid, gid uint32, ok bool) {
+	cred, ok := ctx.Value(callerKey{}).(unix.Ucred)
+	return cred.Uid, cred.Gid, ok
+}
