@@ -78,14 +78,20 @@ func (f *firewall) admitTransport(from *peer, pol *policy, h *header, t uint16) 
 		return dropInHeader
 	}
 	k := flowKey{peer: from.node, proto: h.proto, local: h.dst, remote: h.src}
-	if pol.in.Allows(h.proto, h.dst) {
-		f.flows.admitted(k, pol.version, t)
+	opens := h.proto == protoTCP && h.opensTCP()
+	memo := memoOf(h)
+	if !opens && memo.holds(k, false, pol, t) {
 		return parsed
 	}
-	if h.proto == protoTCP && h.opensTCP() {
+	if pol.in.Allows(h.proto, h.dst) {
+		memo.keep(k, false, pol, t, f.flows.admitted(k, pol.version, t))
+		return parsed
+	}
+	if opens {
 		return dropInScope
 	}
-	if f.flows.inbound(k, pol.version, t) {
+	if e, ok := f.flows.inbound(k, pol.version, t); ok {
+		memo.keep(k, false, pol, t, e)
 		return parsed
 	}
 	return dropInScope
@@ -149,8 +155,12 @@ func (f *firewall) sent(p []byte, to *peer, pol *policy, h *header, now time.Dur
 	k := flowKey{peer: to.node, proto: h.proto, local: h.src, remote: h.dst}
 	t := tick(now)
 	opens := h.proto == protoTCP && h.opensTCP()
+	memo := memoOf(h)
+	if !opens && memo.holds(k, true, pol, t) {
+		return parsed
+	}
 	if pol.out.Allows(h.proto, h.dst) {
-		f.flows.outbound(k, pol.version, t, opens)
+		memo.keep(k, true, pol, t, f.flows.outbound(k, pol.version, t, opens))
 		return parsed
 	}
 	if pol.in.Allows(h.proto, h.src) || f.flows.known(k, pol.version, t) {

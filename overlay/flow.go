@@ -62,6 +62,37 @@ func (t *flowTable) hash(k flowKey) uint64 {
 	return maphash.Bytes(t.seed, b[:])
 }
 
+// A flowMemo remembers one flow that passed: as long as policy, tick and the
+// flow's entry are still the same, its next packet passes too and would change
+// nothing in the table. So packets of a run cost one hash together.
+type flowMemo struct {
+	key   flowKey
+	pol   *policy
+	entry flowEntry
+	now   uint16
+	out   bool // for packets that we send
+}
+
+// flowMemos is how many flows a goroutine remembers.
+const flowMemos = 8
+
+func memoOf(h *header) *flowMemo { return &h.memos[(h.src^h.dst)%flowMemos] }
+
+func (m *flowMemo) holds(k flowKey, out bool, pol *policy, now uint16) bool {
+	return m.pol == pol && m.key == k && m.out == out && m.now == now && m.entry.at.Load() == m.entry.word
+}
+
+// keep remembers a flow that passed and what its entry says.
+func (m *flowMemo) keep(k flowKey, out bool, pol *policy, now uint16, e flowEntry) {
+	*m = flowMemo{key: k, out: out, pol: pol, entry: e, now: now}
+}
+
+// A flowEntry is an entry of the table and its word, as one look at it found it.
+type flowEntry struct {
+	at   *atomic.Uint64
+	word uint64
+}
+
 // tick is now in units of flowTick. It wraps after 36 hours, far above every
 // idle limit; sweep takes out what is idle long before it could look young
 // again.
@@ -110,46 +141,53 @@ func (t *flowTable) find(h uint64, proto uint8, now uint16) (*atomic.Uint64, uin
 
 // outbound records a packet that we send. A flow that the peer opened stays the
 // peer's, unless opens says that this packet opens it anew.
-func (t *flowTable) outbound(k flowKey, version uint64, now uint16, opens bool) {
+func (t *flowTable) outbound(k flowKey, version uint64, now uint16, opens bool) flowEntry {
 	h := t.hash(k)
 	e, w := t.find(h, k.proto, now)
+	n := packFlow(h, version, byUs, now)
 	if e == nil {
-		t.insert(h, packFlow(h, version, byUs, now), now)
-		return
+		return t.insert(h, n, now)
 	}
 	o := opener(w & flowOpener >> 16)
 	if o == byPeer && !opens {
-		return
+		return flowEntry{e, w}
 	}
-	if n := packFlow(h, version, byUs, now); n != w {
+	if n != w {
 		e.CompareAndSwap(w, n)
 	}
+	return flowEntry{e, n}
 }
 
 // inbound says whether the flow was opened by us under the current policy, and
 // refreshes it.
-func (t *flowTable) inbound(k flowKey, version uint64, now uint16) bool {
+func (t *flowTable) inbound(k flowKey, version uint64, now uint16) (flowEntry, bool) {
 	h := t.hash(k)
 	e, w := t.find(h, k.proto, now)
 	if e == nil || w&flowOpener != 0 || w&flowVersion != version<<17&flowVersion {
-		return false
+		return flowEntry{}, false
 	}
-	if uint16(w) != now {
-		e.CompareAndSwap(w, packFlow(h, version, byUs, now))
+	n := packFlow(h, version, byUs, now)
+	if n != w {
+		e.CompareAndSwap(w, n)
 	}
-	return true
+	return flowEntry{e, n}, true
 }
 
 // admitted records a packet that the peer sent to a port it was granted.
-func (t *flowTable) admitted(k flowKey, version uint64, now uint16) {
+func (t *flowTable) admitted(k flowKey, version uint64, now uint16) flowEntry {
 	h := t.hash(k)
 	e, w := t.find(h, k.proto, now)
 	n := packFlow(h, version, byPeer, now)
 	if e == nil {
-		t.insert(h, n, now)
-	} else if w != n && w&flowOpener != 0 {
+		return t.insert(h, n, now)
+	}
+	if w&flowOpener == 0 {
+		return flowEntry{e, w}
+	}
+	if w != n {
 		e.CompareAndSwap(w, n)
 	}
+	return flowEntry{e, n}
 }
 
 // known says whether a live flow with this key exists under the current
@@ -160,7 +198,7 @@ func (t *flowTable) known(k flowKey, version uint64, now uint16) bool {
 }
 
 // insert takes a free entry of the set, or the one that has been idle longest.
-func (t *flowTable) insert(h, word uint64, now uint16) {
+func (t *flowTable) insert(h, word uint64, now uint16) flowEntry {
 	set := &t.sets[h%flowSets]
 	at, oldest := 0, -1
 	for i := range set {
@@ -174,6 +212,7 @@ func (t *flowTable) insert(h, word uint64, now uint16) {
 		}
 	}
 	set[at].Store(word)
+	return flowEntry{&set[at], word}
 }
 
 // sweep takes out the entries that no flow can still use. Entries say nothing

@@ -59,7 +59,7 @@ func TestFlowTableProperty(t *testing.T) {
 			}
 		case 1:
 			want := m != nil && m.opener == byUs && m.version == version
-			if got := table.inbound(k, version, uint16(now)); got != want {
+			if _, got := table.inbound(k, version, uint16(now)); got != want {
 				t.Fatalf("step %d: inbound %v at %d: %v, want %v (%+v)", i, k, now, got, want, m)
 			}
 			if want {
@@ -92,7 +92,7 @@ func TestFlowTableFull(t *testing.T) {
 		table.outbound(flowKey{peer: i, proto: protoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false)
 		table.outbound(kept, 1, uint16(i/1000), false)
 	}
-	if !table.inbound(kept, 1, uint16(floods/1000)) {
+	if _, ok := table.inbound(kept, 1, uint16(floods/1000)); !ok {
 		t.Error("a flow in use was pushed out by idle ones")
 	}
 	if n := used(table); n > flowSets*flowWays || n < flowSets*flowWays*9/10 {
@@ -113,7 +113,7 @@ func TestFlowTableConcurrent(t *testing.T) {
 			for i := range 20_000 {
 				k := flowKey{peer: 1, proto: protoUDP, local: uint16(i % 50), remote: 1}
 				table.outbound(k, 1, 5, false)
-				if !table.inbound(k, 1, 5) {
+				if _, ok := table.inbound(k, 1, 5); !ok {
 					t.Errorf("flow %d is lost", i)
 					return
 				}
@@ -133,5 +133,30 @@ func TestAgeOf(t *testing.T) {
 		if got := ageOf(c.seen, c.now); got != c.want {
 			t.Errorf("ageOf(%d, %d) = %d, want %d", c.seen, c.now, got, c.want)
 		}
+	}
+}
+
+// A remembered flow passes only as long as nothing has changed: not under
+// another policy, not at another time, not the other way, not when its entry has
+// become another's.
+func TestFlowMemo(t *testing.T) {
+	table := newFlowTable()
+	k := flowKey{peer: 9, proto: protoTCP, local: 80, remote: 4000}
+	pol, other := &policy{version: 1}, &policy{version: 1}
+	var m flowMemo
+	if m.holds(k, true, pol, 7) {
+		t.Error("nothing was kept")
+	}
+	m.keep(k, true, pol, 7, table.outbound(k, 1, 7, false))
+	if !m.holds(k, true, pol, 7) {
+		t.Error("the same again")
+	}
+	if m.holds(k, false, pol, 7) || m.holds(k, true, other, 7) || m.holds(k, true, pol, 8) ||
+		m.holds(flowKey{peer: 8, proto: protoTCP, local: 80, remote: 4000}, true, pol, 7) {
+		t.Error("something else passed")
+	}
+	table.sweep(7, true)
+	if m.holds(k, true, pol, 7) {
+		t.Error("the entry is gone")
 	}
 }

@@ -10,7 +10,8 @@ const (
 	protoICMPv6   = 58
 )
 
-// A header is what the firewall looks at in an inner IPv6 packet.
+// A header is what the firewall looks at in an inner IPv6 packet, and what it
+// remembers of the last ones that the same goroutine showed it.
 type header struct {
 	proto    uint8  // transport protocol; behind a fragment header, of the whole
 	src, dst uint16 // ports; ICMPv6: type and code in src, identifier in dst
@@ -19,6 +20,7 @@ type header struct {
 	fragID   uint32
 	fragAt   uint16 // offset of a fragment in units of 8 bytes
 	body     []byte // the transport header and what follows; of a fragment, its part
+	memos    [flowMemos]flowMemo
 }
 
 type fragmentPart uint8
@@ -42,7 +44,8 @@ const fragMin = 64 / 8
 // after one fragment header, and nothing else: other extension headers have
 // been the way around firewalls.
 func (h *header) parse(p []byte) dropReason {
-	*h = header{proto: p[6], body: p[ipv6HeaderSize:]}
+	h.proto, h.body, h.fragment = p[6], p[ipv6HeaderSize:], notFragment
+	h.src, h.dst, h.tcpFlags, h.fragID, h.fragAt = 0, 0, 0, 0, 0
 	if h.proto == protoFragment {
 		if r := h.parseFragment(); r != parsed || h.fragment == laterFragment {
 			return r
