@@ -48,8 +48,8 @@ type loop struct {
 	rung       atomic.Uint32 // relay.Rung by which a server was reached last
 	lastSocket uint16
 	pings      map[[pingBody]byte]*ping
-	answered   *answered // INITs, over restarts
-	forgetful  bool      // they cannot be written
+	answered   *answerLog // INITs, over restarts
+	forgetful  bool       // they cannot be written
 
 	ran        instant    // when the loop last went round
 	life       lifetime   // of NAT mappings

@@ -104,7 +104,7 @@ func (n *Node) open() error {
 		return err
 	}
 	n.build(sec, conn)
-	n.loop.answered, err = openAnswered(cfg.StateDir)
+	n.loop.answered, err = openAnswerLog(cfg.StateDir)
 	return err
 }
 

@@ -1,0 +1,126 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/pilotnet/pilot/crypto"
+)
+
+// AnsweredFile holds, 8 bytes each, the beginnings of the MACs of the INITs that
+// were answered; when it is full it becomes AnsweredFile + ".old".
+const AnsweredFile = "handshakes"
+
+const answeredMax = 1 << 17 // records a file: 1 MiB
+
+// An answerLog remembers over restarts which INITs were answered, so that one that
+// was recorded on the way draws no second answer after a restart either. A record
+// is written before its RESP leaves, so it survives the death of the process; one
+// of the last minute may be lost with the power. What this run answered is known
+// to the guards of the links.
+type answerLog struct {
+	path    string
+	file    *os.File
+	records int      // in file
+	dirty   bool     // since the last sync
+	old     []uint64 // of earlier runs, sorted
+}
+
+// openAnswerLog reads what earlier runs answered. A file that is cut is used as far
+// as it goes.
+func openAnswerLog(dir string) (*answerLog, error) {
+	a := &answerLog{path: filepath.Join(dir, AnsweredFile)}
+	for _, path := range []string{a.path + ".old", a.path} {
+		b, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("overlay: answered handshakes: %w", err)
+		}
+		a.records = min(len(b)/8, answeredMax)
+		for i := range a.records {
+			a.old = append(a.old, binary.BigEndian.Uint64(b[8*i:]))
+		}
+	}
+	slices.Sort(a.old)
+	if err := a.open(os.O_RDWR); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// open opens the file for records to come, at the end of the whole ones in it.
+func (a *answerLog) open(flag int) error {
+	f, err := os.OpenFile(a.path, flag|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("overlay: answered handshakes: %w", err)
+	}
+	a.file = f
+	return nil
+}
+
+// before reports whether an earlier run answered this INIT.
+func (a *answerLog) before(mac [16]byte) bool {
+	_, found := slices.BinarySearch(a.old, binary.BigEndian.Uint64(mac[:]))
+	return found
+}
+
+// note records that the INIT is about to be answered.
+func (a *answerLog) note(mac [16]byte) error {
+	if a.records == answeredMax {
+		if err := a.rotate(); err != nil {
+			return err
+		}
+	}
+	if _, err := a.file.WriteAt(mac[:8], int64(a.records)*8); err != nil {
+		return fmt.Errorf("overlay: answered handshakes: %w", err)
+	}
+	a.records++
+	a.dirty = true
+	return nil
+}
+
+func (a *answerLog) rotate() error {
+	if err := os.Rename(a.path, a.path+".old"); err != nil {
+		return fmt.Errorf("overlay: answered handshakes: %w", err)
+	}
+	a.file.Close()
+	a.records = 0
+	return a.open(os.O_RDWR | os.O_TRUNC)
+}
+
+// sync returns a job that makes the records durable, nil when they are. The job
+// may run beside note.
+func (a *answerLog) sync() func() error {
+	if !a.dirty {
+		return nil
+	}
+	a.dirty = false
+	f := a.file
+	return func() error {
+		if err := f.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+			return fmt.Errorf("overlay: answered handshakes: %w", err)
+		}
+		return nil
+	}
+}
+
+func (a *answerLog) close() error { return a.file.Close() }
+
+// noteAnswer remembers an INIT that is about to be answered. Without a disk the
+// answer is given all the same: the guard remembers it as long as this run lasts.
+func (l *loop) noteAnswer(init []byte) {
+	if err := l.answered.note(crypto.InitMAC(init)); err != nil && !l.forgetful {
+		l.forgetful = true
+		l.log.Warn("cannot remember answered handshakes over a restart", "err", err)
+	}
+}
+
+func (l *loop) syncAnswers() {
+	if job := l.answered.sync(); job != nil {
+		l.write(job)
+	}
+}
