@@ -377,3 +377,6 @@ func (c *Client) Close() error {
 	c.running.Wait()
 	return err
 }
+
+// Event is what JSON shows of it.
+func (in *Incoming) Event() Event { return newEvent(&in.Message, in.Retained) }
