@@ -60,6 +60,9 @@ type Config struct {
 	Underlay Underlay
 	// Proxies lead to servers where nothing else does; zero: none.
 	Proxies Proxies
+	// STUN are servers of others that are asked, besides our own, how our NAT maps; at
+	// most MaxSTUN are used.
+	STUN []STUNServer
 	// Clock tells the time; nil: the host's.
 	Clock Clock
 	// Logger receives what an operator should know; nil for nobody.

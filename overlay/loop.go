@@ -45,6 +45,7 @@ type loop struct {
 	servers    []*home
 	hosts      map[string]*serverHost
 	proxies    Proxies
+	stun       []STUNServer
 	rung       atomic.Uint32 // relay.Rung by which a server was reached last
 	lastSocket uint16
 	pings      map[[pingBody]byte]*ping

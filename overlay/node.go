@@ -61,6 +61,7 @@ func New(cfg Config) (*Node, error) {
 		cfg.DeviceName = "pilot0"
 	}
 	cfg.Servers = cfg.Servers[:min(len(cfg.Servers), MaxServers)]
+	cfg.STUN = cfg.STUN[:min(len(cfg.STUN), MaxSTUN)]
 	n := &Node{cfg: cfg, log: cfg.Logger, started: cfg.Clock.Now()}
 	if err := n.open(); err != nil {
 		n.closeAll()
@@ -156,7 +157,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 		plane: n.plane, log: n.log, id: n.cfg.Identity, store: n.store, secrets: sec, underlay: n.cfg.Underlay,
 		calls: make(chan func(instant)), done: make(chan struct{}), send: newSender(n.plane),
 		links: map[crypto.PublicKey]*link{}, byPeer: map[*peer]*link{}, waits: map[uint32]*link{},
-		hosts: map[string]*serverHost{}, proxies: n.cfg.Proxies, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
+		hosts: map[string]*serverHost{}, proxies: n.cfg.Proxies, stun: n.cfg.STUN, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
 	}
 	l.outbox = &outbox{loop: l, kick: make(chan struct{}, 1)}
 	var b [8]byte

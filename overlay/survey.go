@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,17 +16,22 @@ import (
 const surveyPort = 443
 
 // survey finds out how the NATs before this host behave, in half a second.
-func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPort) (natt.Facts, error) {
+func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPort, others []STUNServer) (natt.Facts, error) {
 	var local []netip.Addr
 	if ifaces, err := u.Interfaces(); err == nil {
 		for _, p := range ifaces {
 			local = append(local, p.Addr())
 		}
 	}
-	targets := servers
+	targets := slices.Clip(servers)
 	for _, s := range servers {
 		if s.Port() != surveyPort {
 			targets = append(targets, netip.AddrPortFrom(s.Addr(), surveyPort))
+		}
+	}
+	for _, a := range stunTargets(ctx, u, others) {
+		if !slices.Contains(targets, a) {
+			targets = append(targets, a)
 		}
 	}
 	facts, err := runSurvey(ctx, u, clock, natt.NewMappingSurvey(clock.Now(), targets, local))
@@ -33,7 +39,7 @@ func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPo
 		return facts, err
 	}
 	// One after the other: a NAT that counts ports would be misread.
-	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), servers))
+	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), targets))
 	facts.Filtering = filtering.Filtering
 	return facts, err
 }
@@ -144,12 +150,12 @@ func (l *loop) surveyAgain() {
 			servers = append(servers, a)
 		}
 	}
-	if l.surveying || len(servers) == 0 {
+	if l.surveying || len(servers)+len(l.stun) == 0 {
 		return
 	}
 	l.surveying = true
 	l.jobs.do(func(ctx context.Context) {
-		f, err := survey(ctx, l.underlay, l.clock, servers)
+		f, err := survey(ctx, l.underlay, l.clock, servers, l.stun)
 		l.post(func(now instant) {
 			l.surveying = false
 			if err == nil {
@@ -175,7 +181,7 @@ func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
 	if err != nil {
 		return Netcheck{}, err
 	}
-	f, err := survey(ctx, n.cfg.Underlay, n.cfg.Clock, servers)
+	f, err := survey(ctx, n.cfg.Underlay, n.cfg.Clock, servers, n.cfg.STUN)
 	if err != nil {
 		return Netcheck{}, publicError(err)
 	}
@@ -185,7 +191,11 @@ func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
 	if f.Mapped.IsValid() {
 		r.Mapped = f.Mapped.String()
 	}
-	if len(servers) > 0 && len(f.UDP) == 0 {
+	r.STUN = []string{}
+	for _, s := range n.cfg.STUN {
+		r.STUN = append(r.STUN, s.String())
+	}
+	if len(servers)+len(n.cfg.STUN) > 0 && len(f.UDP) == 0 {
 		r.Mapping, r.Filtering = "no-udp", "no-udp"
 	}
 	if ifaces, err := n.cfg.Underlay.Interfaces(); err == nil {

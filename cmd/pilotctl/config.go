@@ -31,6 +31,7 @@ type settings struct {
 	port    uint16 // 0: the stored one
 
 	services []services.Service
+	stun     []overlay.STUNServer
 	caFile   string // certificates for proxies; empty: the system's only
 }
 
@@ -43,8 +44,9 @@ type rawSettings struct {
 	Search  bool     `toml:"dns_search"`
 	Port    int      `toml:"port"`
 
-	Services string `toml:"services"`
-	CAFile   string `toml:"ca_file"`
+	Services string   `toml:"services"`
+	STUN     []string `toml:"stun"`
+	CAFile   string   `toml:"ca_file"`
 }
 
 // nodeFlags are the flags that name and place a node; runFlags those that only a
@@ -63,6 +65,7 @@ func runFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too (PILOT_DNS_SEARCH=1)"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
+		&cli.StringSliceFlag{Name: "stun", Usage: "ask this STUN server HOST[:PORT] too how the NAT maps; repeatable (PILOT_STUN)"},
 		&cli.StringFlag{Name: "ca-file", Usage: "certificates in PEM to trust in HTTPS proxies besides the system's (PILOT_CA_FILE)"},
 		&cli.StringFlag{Name: "hosts-file", Value: "/etc/hosts", Hidden: true},
 		&cli.BoolFlag{Name: "takeover", Usage: "win over another machine that runs with the same identity"},
@@ -80,10 +83,15 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		Port:    c.Int("port"),
 
 		Services: either(c.String("services"), p.getenv("PILOT_SERVICES")),
+		STUN:     c.StringSlice("stun"),
 		CAFile:   either(c.String("ca-file"), p.getenv("PILOT_CA_FILE")),
 	}
+	listed := func(r rune) bool { return r == ' ' || r == ',' }
+	if len(r.STUN) == 0 {
+		r.STUN = strings.FieldsFunc(p.getenv("PILOT_STUN"), listed)
+	}
 	if len(r.Servers) == 0 {
-		r.Servers = strings.FieldsFunc(p.getenv("PILOT_SERVER"), func(r rune) bool { return r == ' ' || r == ',' })
+		r.Servers = strings.FieldsFunc(p.getenv("PILOT_SERVER"), listed)
 	}
 	if text := p.getenv("PILOT_PORT"); r.Port == 0 && text != "" {
 		n, err := strconv.Atoi(text)
@@ -103,6 +111,9 @@ func (r rawSettings) over(below rawSettings) rawSettings {
 	r.Search = r.Search || below.Search
 	if len(r.Servers) == 0 {
 		r.Servers = below.Servers
+	}
+	if len(r.STUN) == 0 {
+		r.STUN = below.STUN
 	}
 	if r.Port == 0 {
 		r.Port = below.Port
@@ -129,6 +140,18 @@ func (r rawSettings) check() (settings, error) {
 	}
 	if len(s.servers) > maxServers {
 		return s, usagef("%d servers are too many: the most is %d", len(s.servers), maxServers)
+	}
+	for _, text := range r.STUN {
+		server, err := overlay.ParseSTUNServer(text)
+		if err != nil {
+			return s, badInput(err, "a STUN server is HOST or HOST:PORT, such as stun.example:3478")
+		}
+		if !slices.Contains(s.stun, server) {
+			s.stun = append(s.stun, server)
+		}
+	}
+	if len(s.stun) > overlay.MaxSTUN {
+		return s, usagef("%d STUN servers are too many: the most is %d", len(s.stun), overlay.MaxSTUN)
 	}
 	if s.dns != "auto" && s.dns != "hosts" && s.dns != "off" {
 		return s, usagef("--dns %.40q: want auto, hosts or off", s.dns)
@@ -173,7 +196,7 @@ func readConfig(path string) (rawSettings, error) {
 	defer f.Close()
 	r, err := parseConfig(f)
 	if err != nil {
-		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, dns_search, services, port and ca_file")
+		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, dns_search, services, stun, port and ca_file")
 	}
 	return r, nil
 }
@@ -269,7 +292,7 @@ func writeTemp(path string, data []byte, mode fs.FileMode) (string, error) {
 // with which that begins.
 func badInput(err error, hint string) error {
 	text := err.Error()
-	for _, room := range []string{"ipam: ", "crypto: ", "trust: "} {
+	for _, room := range []string{"ipam: ", "crypto: ", "trust: ", "overlay: "} {
 		text = strings.TrimPrefix(text, room)
 	}
 	return usagef("%s", text).WithHint("%s", hint)

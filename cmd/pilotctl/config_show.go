@@ -34,6 +34,7 @@ func sources() []source {
 		{"dns", "dns", "PILOT_DNS", func(r rawSettings) string { return r.DNS }, "auto"},
 		{"dns_search", "dns-search", "PILOT_DNS_SEARCH", searchText, "false"},
 		{"services", "services", "PILOT_SERVICES", func(r rawSettings) string { return r.Services }, allServices},
+		{"stun", "stun", "PILOT_STUN", func(r rawSettings) string { return strings.Join(r.STUN, " ") }, "none"},
 		{"port", "port", "PILOT_PORT", portText, "0"},
 		{"ca_file", "ca-file", "PILOT_CA_FILE", func(r rawSettings) string { return r.CAFile }, "none"},
 	}

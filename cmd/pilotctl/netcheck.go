@@ -15,8 +15,8 @@ func (p *program) netcheckCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "netcheck",
 		Usage: "find out how this machine is connected: its NAT, UDP, servers",
-		Description: `Asks the home servers over STUN, from a socket of its own; takes half a second.
-How a NAT filters can only be found out with a server that listens on two
+		Description: `Asks the home servers, and those of the setting stun, over STUN, from a socket of
+its own; takes half a second, and longer where names have to be resolved. How a NAT filters can only be found out with a server that listens on two
 addresses and two ports. How long it keeps a mapping that nothing uses is measured
 in the background over minutes; here stands what is known so far.`,
 		Action: func(c *cli.Context) error {
@@ -38,10 +38,10 @@ in the background over minutes; here stands what is known so far.`,
 
 func netcheckText(w io.Writer, n overlay.Netcheck) {
 	switch {
-	case len(n.Servers) == 0:
+	case len(n.Servers)+len(n.STUN) == 0:
 		fmt.Fprintln(w, "no home server to ask; add one: pilotctl up --server HOST#KEY")
 	case n.Mapping == "no-udp":
-		fmt.Fprintln(w, "no UDP gets through to any home server, or back")
+		fmt.Fprintln(w, "no UDP gets through to any server, or back")
 	case n.Mapping == "none":
 		fmt.Fprintln(w, "no NAT")
 	case n.Mapping == "address" || n.Mapping == "address-and-port":
@@ -61,7 +61,7 @@ func netcheckText(w io.Writer, n overlay.Netcheck) {
 	}
 	facts(w, "mapping", n.Mapping, "filtering", n.Filtering, "port step", step, "seen as", n.Mapped,
 		"udp answers", portList(n.UDP), "udp silent", portList(n.UDPBlocked), "public ipv6", ipv6,
-		"mapping kept", lifetimeText(n.Lifetime))
+		"asked too", strings.Join(n.STUN, ", "), "mapping kept", lifetimeText(n.Lifetime))
 	for _, s := range n.Servers {
 		facts(w, "server", serverText(s))
 	}

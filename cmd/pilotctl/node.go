@@ -44,6 +44,7 @@ func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logge
 		HostsFile:  c.String("hosts-file"),
 		Takeover:   c.Bool("takeover"),
 		Services:   set.services,
+		STUN:       set.stun,
 		Version:    release,
 		Logger:     logger,
 	}

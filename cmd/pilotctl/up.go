@@ -216,6 +216,9 @@ func daemonArguments(c *cli.Context, at places) []string {
 	for _, server := range c.StringSlice("server") {
 		args = append(args, "--server", server)
 	}
+	for _, server := range c.StringSlice("stun") {
+		args = append(args, "--stun", server)
+	}
 	for _, name := range []string{"name", "tun", "dns", "services", "hosts-file"} {
 		if c.IsSet(name) {
 			args = append(args, "--"+name, c.String(name))

@@ -231,7 +231,7 @@ func (a *Agent) Netcheck(context.Context) (overlay.Netcheck, error) {
 	return overlay.Netcheck{
 		Mapping: "endpoint-independent", Filtering: "address-and-port", Mapped: "203.0.113.5:4242",
 		UDP: []uint16{443, 3478}, UDPBlocked: []uint16{}, Servers: a.Status().Servers,
-		Lifetime: a.Status().Lifetime,
+		Lifetime: a.Status().Lifetime, STUN: []string{},
 	}, nil
 }
 
