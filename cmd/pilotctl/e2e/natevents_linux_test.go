@@ -84,7 +84,7 @@ func (e natEvent) run(t *testing.T, p *plans, rate int) []measured {
 	m.again(t)
 	pass(t, pairSettle)
 	values := e.measure(t, m)
-	t.Logf("%s: %v", e.name, values)
+	t.Logf("%s: %v; dropped: %s", e.name, values, m.lossPlaces(t))
 	return values
 }
 
@@ -110,10 +110,17 @@ func (k *talk) direct(t *testing.T) {
 	pass(t, time.Second)
 }
 
-func (k *talk) end() [2]record {
+func (k *talk) end(t *testing.T) [2]record {
+	t.Helper()
 	var r [2]record
-	r[0] = k.way[0].stop(300 * time.Millisecond)
-	r[1] = k.way[1].stop(time.Millisecond)
+	k.way[0].halt()
+	k.way[1].halt()
+	r[0], r[1] = k.way[0].stop(300*time.Millisecond), k.way[1].stop(0)
+	for i, way := range r {
+		if text := way.missing(); text != "" {
+			t.Logf("%s's packets that did not arrive: %s", k.m.agents[i].name, text)
+		}
+	}
 	return r
 }
 
@@ -157,7 +164,7 @@ func happening(watch time.Duration, event func(*testing.T, *meeting)) func(*test
 			return a && b
 		})
 		pass(t, 300*time.Millisecond)
-		r := k.end()
+		r := k.end(t)
 		return append(since(r, at), again(r, at), measured{"of these the event itself took, ms", float64(done.Sub(at).Milliseconds())})
 	}
 }
@@ -166,7 +173,7 @@ func happening(watch time.Duration, event func(*testing.T, *meeting)) func(*test
 func upgrade(t *testing.T, m *meeting) []measured {
 	k := m.talk(t)
 	k.direct(t)
-	r := k.end()
+	r := k.end(t)
 	lost, elsewhere, gap, late := 0, 0, time.Duration(0), time.Duration(0)
 	for _, way := range r {
 		at, _ := way.directAt(nil)
@@ -187,7 +194,7 @@ func upgrade(t *testing.T, m *meeting) []measured {
 func noUpgrade(t *testing.T, m *meeting) []measured {
 	k := m.talk(t)
 	pass(t, 3*time.Second)
-	r := k.end()
+	r := k.end(t)
 	if len(r[0].got) == 0 || len(r[1].got) == 0 {
 		t.Fatal("nothing arrives")
 	}
@@ -225,7 +232,7 @@ func joinLAN(t *testing.T, m *meeting) []measured {
 		return x && y
 	})
 	pass(t, 500*time.Millisecond)
-	r := k.end()
+	r := k.end(t)
 	used := measured{"used after, ms", math.NaN()}
 	x, okX := r[0].directAt(cable)
 	y, okY := r[1].directAt(cable)
@@ -267,7 +274,7 @@ func serverDies(t *testing.T, m *meeting) []measured {
 	at := time.Now().Round(0)
 	m.do(t, "cut", victim)
 	pass(t, 4*time.Second)
-	return since(k.end(), at)
+	return since(k.end(t), at)
 }
 
 // blockUDP takes UDP away and gives it back.
@@ -277,7 +284,7 @@ func blockUDP(t *testing.T, m *meeting) []measured {
 	at := time.Now().Round(0)
 	m.do(t, "cut", "a:udp")
 	pass(t, 6*time.Second)
-	values := since(k.end(), at)[:2]
+	values := since(k.end(t), at)[:2]
 	by := m.agents[0].viaNow(t.Context())
 	if by != "tls" {
 		t.Errorf("the way to the server is %q", by)
@@ -291,7 +298,7 @@ func blockUDP(t *testing.T, m *meeting) []measured {
 		off.value = float64(time.Since(at).Milliseconds())
 	}
 	pass(t, 3*time.Second)
-	back := since(k.end(), at)
+	back := since(k.end(t), at)
 	return append(values, off, measured{"gap when back, ms", back[0].value}, measured{"lost when back", back[1].value})
 }
 

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -270,4 +271,24 @@ func poll5(ctx context.Context, wait time.Duration, ok func() bool) bool {
 // pass lets time go by.
 func pass(t *testing.T, d time.Duration) {
 	poll(t.Context(), d, func() bool { return false })
+}
+
+// lossPlaces says where packets got lost that did so on a host.
+func (m *meeting) lossPlaces(t *testing.T) string {
+	t.Helper()
+	var texts []string
+	for _, host := range []string{m.agents[0].host, m.agents[1].host, "rdv"} {
+		out := m.output(t, host, "sh", "-c", `awk '$1 == "Udp:" && $6 ~ /^[0-9]/ && $6 > 0 { print "receive buffer", $6 }
+			$1 == "Udp:" && $7 ~ /^[0-9]/ && $7 > 0 { print "send buffer", $7 }' /proc/net/snmp
+			ip -s -s link | awk '/^[0-9]/ { dev = $2 } /RX:|TX:/ { way = $1; getline; if ($4 > 0) print dev, way, "dropped", $4 }'`)
+		if text := strings.Join(strings.Fields(out), " "); text != "" {
+			texts = append(texts, host+": "+text)
+		}
+	}
+	for _, a := range m.agents {
+		if s, err := a.client().Status(t.Context()); err == nil && len(s.Drops) > 0 {
+			texts = append(texts, fmt.Sprintf("%s: %v", a.name, s.Drops))
+		}
+	}
+	return strings.Join(texts, "; ")
 }

@@ -3,9 +3,11 @@ package e2e_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -76,21 +78,26 @@ func (m *meeting) stream(t *testing.T, from, to *agent) *stream {
 	return s
 }
 
-// stop ends the stream, waits so long for what is under way, and returns all.
-func (s *stream) stop(late time.Duration) record {
+// halt ends the sending.
+func (s *stream) halt() {
 	select {
 	case <-s.quit:
 	default:
 		close(s.quit)
 		s.sending.Wait()
-		if late > 0 {
-			<-time.After(late)
-		}
-		s.in.Close()
-		s.out.Close()
-		s.card.Close()
-		s.reading.Wait()
 	}
+}
+
+// stop ends the stream, waits so long for what is under way, and returns all.
+func (s *stream) stop(late time.Duration) record {
+	s.halt()
+	if late > 0 {
+		<-time.After(late)
+	}
+	s.in.Close()
+	s.out.Close()
+	s.card.Close()
+	s.reading.Wait()
 	return s.so()
 }
 
@@ -406,4 +413,31 @@ func destination(b []byte) (netip.Addr, bool) {
 		a = netip.AddrFrom16([16]byte(b[38:54]))
 	}
 	return a, a.IsValid() && !a.IsMulticast()
+}
+
+// missing names the packets that never came, as ranges of numbers, and when the
+// first packet of all came.
+func (r record) missing() string {
+	if len(r.got) == 0 {
+		return "all"
+	}
+	came := r.arrived()
+	var texts []string
+	for n := 0; n < len(r.sent); n++ {
+		if _, ok := came[n]; ok {
+			continue
+		}
+		first := n
+		for n+1 < len(r.sent) {
+			if _, ok := came[n+1]; ok {
+				break
+			}
+			n++
+		}
+		texts = append(texts, fmt.Sprintf("%d-%d (%s ms)", first, n, ms(r.sent[first].Sub(r.sent[0]))))
+	}
+	if len(texts) > 12 {
+		texts = append(texts[:12], "...")
+	}
+	return strings.Join(texts, " ")
 }

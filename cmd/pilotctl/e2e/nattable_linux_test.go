@@ -184,6 +184,9 @@ func (c cell) measure(t *testing.T, m *meeting, run int) pairRun {
 	pass(t, afterDirect)
 	r.whyNot = from.other(t.Context()).WhyNot
 	all := s.stop(200 * time.Millisecond)
+	if text := all.missing(); text != "" {
+		t.Logf("%s's packets that did not arrive: %s; dropped: %s", from.name, text, m.lossPlaces(t))
+	}
 	if len(all.got) == 0 {
 		return r
 	}
