@@ -16,9 +16,13 @@ func publicError(err error) *Error {
 		return e
 	}
 	for _, m := range publicErrors {
-		if errors.Is(err, m.err) {
-			return &Error{Code: m.code, Message: err.Error(), Hint: m.hint, Retryable: m.retry}
+		if !errors.Is(err, m.err) {
+			continue
 		}
+		if help := new(tun.HelpError); errors.As(err, &help) { // it knows more, and would say it twice
+			return &Error{Code: m.code, Message: help.Err.Error(), Hint: help.Help, Retryable: m.retry}
+		}
+		return &Error{Code: m.code, Message: err.Error(), Hint: m.hint, Retryable: m.retry}
 	}
 	return Errorf(CodeInternal, "%v", err)
 }

@@ -48,7 +48,7 @@ func configure(name string, addr netip.Addr, prefix netip.Prefix) error {
 	}
 	err = addRoute(ifi, prefix)
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("tun: %s: %w: %s; stop the agent that uses it", name, ErrRouteTaken, prefix)
+		return &HelpError{fmt.Errorf("tun: %s: %w: %s", name, ErrRouteTaken, prefix), "stop the agent that uses it"}
 	}
 	if err != nil {
 		return fmt.Errorf("tun: %s: route %s: %w", name, prefix, err)
@@ -82,7 +82,7 @@ func addAddress(name string, addr netip.Addr) error {
 	case 0:
 		return nil
 	case unix.EPERM, unix.EACCES:
-		return fmt.Errorf("tun: %s: add address %s: %w (%w): run as root, with sudo", name, addr, ErrPermission, errno)
+		return &HelpError{fmt.Errorf("tun: %s: add address %s: %w (%w)", name, addr, ErrPermission, errno), "run it as root, with sudo"}
 	}
 	return fmt.Errorf("tun: %s: add address %s: %w", name, addr, errno)
 }

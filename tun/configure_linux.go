@@ -108,8 +108,10 @@ func enableIPv6(name string) error {
 	return nil
 }
 
+const asRoot = "run it as root, or with CAP_NET_ADMIN"
+
 func ipv6Off(name, next string) error {
-	return fmt.Errorf("tun: %s: %w: %s", name, ErrIPv6Disabled, next)
+	return &HelpError{fmt.Errorf("tun: %s: %w", name, ErrIPv6Disabled), next}
 }
 
 func addressError(name string, addr netip.Prefix, err error) error {
@@ -134,18 +136,18 @@ func routeTaken(h *netlink.Handle, name string, route netip.Prefix) error {
 			}
 		}
 	}
-	return fmt.Errorf("tun: %s: %w: %s goes through %s; stop the agent that uses it, "+
-		"or run this one in a network namespace of its own", name, ErrRouteTaken, route, by)
+	return &HelpError{fmt.Errorf("tun: %s: %w: %s goes through %s", name, ErrRouteTaken, route, by),
+		"stop the agent that uses it, or run this one in a network namespace of its own"}
 }
 
 func openError(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("tun: open %s: %w (%w): load the driver with modprobe tun; "+
-			"for a container add --device %s --cap-add NET_ADMIN", clonePath, ErrNoDevice, err, clonePath)
+		return &HelpError{fmt.Errorf("tun: open %s: %w (%w)", clonePath, ErrNoDevice, err),
+			"load the driver with modprobe tun; for a container add --device " + clonePath + " --cap-add NET_ADMIN"}
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("tun: open %s: %w (%w): run as root; "+
-			"for a container add --device %s --cap-add NET_ADMIN", clonePath, ErrPermission, err, clonePath)
+		return &HelpError{fmt.Errorf("tun: open %s: %w (%w)", clonePath, ErrPermission, err),
+			"run it as root, or with CAP_NET_ADMIN; for a container add --device " + clonePath + " --cap-add NET_ADMIN"}
 	}
 	return fmt.Errorf("tun: open %s: %w", clonePath, err)
 }
@@ -153,17 +155,17 @@ func openError(err error) error {
 func attachError(name string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("tun: make interface %s: %w (%w): run as root or with CAP_NET_ADMIN", name, ErrPermission, err)
+		return &HelpError{fmt.Errorf("tun: make interface %s: %w (%w)", name, ErrPermission, err), asRoot}
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("tun: make interface %s: %w (%w): choose another name, or find its owner with "+
-			"ip -details link show %s", name, ErrNameTaken, err, name)
+		return &HelpError{fmt.Errorf("tun: make interface %s: %w (%w)", name, ErrNameTaken, err),
+			"choose another name, or find its owner with ip -details link show " + name}
 	}
 	return fmt.Errorf("tun: make interface %s: %w", name, err)
 }
 
 func netlinkError(name, what string, err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("tun: %s: %s: %w (%w): run as root or with CAP_NET_ADMIN", name, what, ErrPermission, err)
+		return &HelpError{fmt.Errorf("tun: %s: %s: %w (%w)", name, what, ErrPermission, err), asRoot}
 	}
 	return fmt.Errorf("tun: %s: %s: %w", name, what, err)
 }

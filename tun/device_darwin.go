@@ -71,10 +71,10 @@ func open(c Config) (Device, error) {
 func utunError(name string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("tun: make interface %s: %w (%w): run as root, with sudo", name, ErrPermission, err)
+		return &HelpError{fmt.Errorf("tun: make interface %s: %w (%w)", name, ErrPermission, err), "run it as root, with sudo"}
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("tun: make interface %s: %w (%w): choose another number, or utun to let the system choose",
-			name, ErrNameTaken, err)
+		return &HelpError{fmt.Errorf("tun: make interface %s: %w (%w)", name, ErrNameTaken, err),
+			"choose another number, or utun to let the system choose"}
 	}
 	return fmt.Errorf("tun: make interface %s: %w", name, err)
 }

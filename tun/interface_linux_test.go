@@ -232,7 +232,7 @@ func TestKernelErrors(t *testing.T) {
 		want  error
 		text  string
 	}{
-		{"no capability", dropNetAdmin, tun.ErrPermission, "run as root"},
+		{"no capability", dropNetAdmin, tun.ErrPermission, "as root"},
 		{"no driver", func() error { return unix.Mount("tmpfs", "/dev", "tmpfs", 0, "") }, tun.ErrNoDevice, "--device /dev/net/tun"},
 		{"device not for us", func() error {
 			if err := unix.Mount("tmpfs", "/dev/net", "tmpfs", 0, ""); err != nil {

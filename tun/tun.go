@@ -160,12 +160,22 @@ func (c *Config) check() error {
 	return nil
 }
 
+// A HelpError is an error that whoever runs the program can do something about.
+type HelpError struct {
+	Err  error
+	Help string // what to do, in a sentence
+}
+
+func (e *HelpError) Error() string { return e.Err.Error() + ": " + e.Help }
+func (e *HelpError) Unwrap() error { return e.Err }
+
 // Open makes a TUN device, gives it the address and the route and brings it up.
 // It runs no external command. The device lives as long as it is open: when the
 // process ends, however it ends, interface, address and route are gone.
 //
 // Errors wrap ErrPermission, ErrNoDevice, ErrIPv6Disabled, ErrNameTaken or
-// ErrRouteTaken where one of them is the cause, and say what to do about it.
+// ErrRouteTaken where one of them is the cause; a HelpError says what to do about
+// it.
 func Open(c Config) (Device, error) {
 	if err := c.check(); err != nil {
 		return nil, err
