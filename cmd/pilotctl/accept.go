@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,7 +14,12 @@ import (
 	"github.com/pilotnet/pilot/overlay/api"
 )
 
-const maxToken = 8 << 10
+const (
+	maxToken = 8 << 10
+
+	// acceptWait is long for an agent that runs: it grants within a round trip.
+	acceptWait = 15 * time.Second
+)
 
 func (p *program) acceptCommand() *cli.Command {
 	return &cli.Command{
@@ -21,7 +27,9 @@ func (p *program) acceptCommand() *cli.Command {
 		Usage:     "use an invitation",
 		ArgsUsage: "TOKEN|-|file:PATH",
 		Description: `"-" reads the token from standard input and file:PATH from a file, so that other
-users of this machine do not see it in the list of processes.`,
+users of this machine do not see it in the list of processes. The agent that
+invites grants within a moment if it runs; exit status 5 when it has not, in the
+time that --wait gives. The token is used up then, too: it grants when it is back.`,
 		Flags: acceptFlags(),
 		Action: func(c *cli.Context) error {
 			token, err := p.tokenArgument(c)
@@ -37,7 +45,7 @@ func acceptFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "as", Usage: "our name for the agent that invites; default: its own"},
 		&cli.StringFlag{Name: "offer", Usage: "ports of ours that it may reach in return"},
-		&cli.DurationFlag{Name: "wait", Usage: "wait so long for the answer"},
+		&cli.DurationFlag{Name: "wait", Value: acceptWait, Usage: "wait so long for the grant; 0: do not wait"},
 	}
 }
 
