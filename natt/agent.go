@@ -304,6 +304,16 @@ func (a *Agent) list() (fresh []*route) {
 	return fresh
 }
 
+// Handshaken is Connected, with the time that the peer needed to answer the last message of the handshake: what its
+// round trip is taken to be until it is measured.
+func (a *Agent) Handshaken(now time.Time, p Path, took time.Duration) {
+	a.at(now)
+	if r := a.reached(p); r != nil && took > 0 {
+		r.guess = took
+	}
+	a.Connected(now, p)
+}
+
 // Connected tells the agent that a handshake ran over a path: the peer is there.
 func (a *Agent) Connected(now time.Time, p Path) {
 	a.at(now)

@@ -18,22 +18,31 @@ const (
 	openerPause = 5 * time.Millisecond  // between the openers of a route
 	goMargin    = 20 * time.Millisecond // for what the relay's round trip varies
 	guessedRTT  = 100 * time.Millisecond
+	guessedMost = time.Second // a handshake may have been lost in between
 )
 
 // relayRTT is the round trip by which lists travel, guessed if need be.
 func (a *Agent) relayRTT() time.Duration {
-	if r := a.use.route; r != nil && r.rtt.known() {
+	switch r := a.use.route; {
+	case r == nil:
+	case r.rtt.known():
 		return r.rtt.smooth
+	case r.guess > 0:
+		return min(r.guess, guessedMost)
 	}
 	return guessedRTT
 }
 
 // goAfter is how long after the peer's list the burst starts: when the peer, which gets ours half a round trip after we
-// send it, has sent its openers. If the list is the answer to ours it has done so already.
+// send it, has sent its openers. If the list is the answer to ours it has done so already, and if the peer's NAT lets
+// everybody in there is nothing to wait for: then our challenges open our own NAT, without openers.
 func (a *Agent) goAfter() time.Duration {
 	rtt := a.relayRTT()
 	if since := a.now.Sub(a.rounds.sentAt); a.rounds.sent && since >= rtt*3/4 && since <= 3*rtt+goMargin {
-		return openerPause * time.Duration(len(openerTTL))
+		return 0
+	}
+	if a.theirs.Filtering == EndpointIndependent {
+		return 0
 	}
 	return rtt/2 + goMargin
 }

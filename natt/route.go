@@ -34,6 +34,7 @@ type route struct {
 	missed    int       // challenges since then
 	pending   []challenge
 	rtt       estimate
+	guess     time.Duration // of the round trip, from the handshake; 0: none
 	loss      loss
 	attest    attestation
 	probes    probes

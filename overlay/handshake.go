@@ -16,6 +16,7 @@ type attempt struct {
 	init  *crypto.Initiation
 	slot  *slotState
 	tries int
+	sent  time.Duration // when the INIT under way left
 	began time.Time
 	next  time.Time
 }
@@ -78,6 +79,7 @@ func (l *link) knockAgain(now instant) {
 	}
 	t.init = init
 	l.loop.await(init.Index(), l)
+	t.sent = now.boot
 	l.sendInit(now, init.Message(), t.tries)
 	if t.tries == 2 && l.gone == "" {
 		l.gone = noAnswer
@@ -174,9 +176,9 @@ func (l *link) response(now instant, e event) {
 	}
 	s := l.newSession(now, crypto.NewSession(keys, t.init.Index(), remote), t.slot, true)
 	s.confirmed.Store(true)
-	slot := t.slot
+	slot, took := t.slot, now.boot-t.sent
 	l.abandon()
-	l.connected(now, s, slot, e.path)
+	l.connected(now, s, slot, e.path, took)
 	if l.active == s {
 		// Our first data confirms the session to the peer; without any, a
 		// keepalive does.
@@ -195,8 +197,9 @@ func (l *link) newSession(now instant, s *crypto.Session, slot *slotState, initi
 }
 
 // connected does what a confirmed session means: it may be sent on, its path is
-// one that works, and a new pair state that it was made under is final.
-func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt.Path) {
+// one that works, and a new pair state that it was made under is final. took is
+// how long the other side needed for the last message of the handshake.
+func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt.Path, took time.Duration) {
 	l.gone = ""
 	if slot.next {
 		l.loop.confirmSlot(l.key, slot.id)
@@ -205,7 +208,7 @@ func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt
 		l.seen[path] = now.wall
 	}
 	l.relays(now)
-	l.agent.Connected(now.wall, path)
+	l.agent.Handshaken(now.wall, path, took)
 	if l.active == nil {
 		l.bridge = bridge{path, now.boot + bridgeFor}
 	}
@@ -228,7 +231,7 @@ func (l *link) confirm(now instant, e event) {
 		if slot == nil {
 			return // the pair state was replaced meanwhile
 		}
-		l.connected(now, s, slot, e.path)
+		l.connected(now, s, slot, e.path, now.boot-s.created)
 		return
 	}
 }
