@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
@@ -17,6 +18,8 @@ import (
 type serverHost struct {
 	server    crypto.Server
 	addrs     []netip.Addr
+	using     int       // which of them
+	answers   int       // which of them answered a probe last
 	looked    time.Time // last look-up
 	resolving bool
 	err       error
@@ -29,12 +32,28 @@ const (
 	lookUpRetry = 5 * time.Second
 )
 
-// addr is the address to send to: the first of the name's.
+// maxServerAddrs bounds how many of a name's addresses are asked.
+const maxServerAddrs = 6
+
+// addr is the address to send to: the first of the name's, until another one answers
+// and that does not.
 func (h *serverHost) addr() (netip.AddrPort, bool) {
 	if len(h.addrs) == 0 {
 		return netip.AddrPort{}, false
 	}
-	return netip.AddrPortFrom(h.addrs[0], h.server.Port), true
+	return netip.AddrPortFrom(h.addrs[h.using], h.server.Port), true
+}
+
+// setAddrs takes what the name resolves to now. What is in use stays so if it is
+// still there.
+func (h *serverHost) setAddrs(addrs []netip.Addr) {
+	var using netip.Addr
+	if len(h.addrs) > 0 {
+		using = h.addrs[h.using]
+	}
+	h.addrs = addrs[:min(len(addrs), maxServerAddrs)]
+	h.using = max(slices.Index(h.addrs, using), 0)
+	h.answers = h.using
 }
 
 // host returns the shared entry of a server and sees to its address.
@@ -74,7 +93,8 @@ func (l *loop) resolve(h *serverHost) {
 			h.resolving, h.looked, h.err = false, now.wall, err
 			switch {
 			case len(addrs) > 0:
-				h.addrs, h.standIn = addrs, false
+				h.setAddrs(addrs)
+				h.standIn = false
 			case len(h.addrs) == 0 && h.proxied:
 				h.addrs, h.standIn = []netip.Addr{standIn(h.server)}, true
 			}
@@ -94,9 +114,9 @@ func (l *loop) publishServers() {
 	n := *l.snapshot.Load()
 	n.servers = make(map[netip.AddrPort]bool)
 	for _, h := range l.hosts {
-		if a, ok := h.addr(); ok {
-			n.servers[a] = true
-			n.servers[netip.AddrPortFrom(a.Addr(), udpTLS)] = true
+		for _, a := range h.addrs {
+			n.servers[netip.AddrPortFrom(a, h.server.Port)] = true
+			n.servers[netip.AddrPortFrom(a, udpTLS)] = true
 		}
 		for _, c := range h.carriers {
 			n.servers[c.remote] = true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,8 +90,7 @@ func (h *serverHost) at() (natt.Path, bool) {
 // owns says whether a path is one to this server, now or a moment ago.
 func (h *serverHost) owns(p natt.Path) bool {
 	if p.Socket == 0 {
-		a, ok := h.addr()
-		return ok && p.Remote.Addr() == a.Addr() && (p.Remote.Port() == a.Port() || p.Remote.Port() == udpTLS)
+		return slices.Contains(h.addrs, p.Remote.Addr()) && (p.Remote.Port() == h.server.Port || p.Remote.Port() == udpTLS)
 	}
 	for _, c := range h.carriers {
 		if c.number == p.Socket {
@@ -158,10 +158,10 @@ func (l *loop) climb(now instant, h *serverHost) {
 	l.alarms.set(&h.alarm, h.ladder.Next())
 }
 
-// probe asks by UDP whether the server is there: a VISIT to nobody.
+// probe asks by UDP whether the server is there: a VISIT to nobody, at every address
+// that its name has.
 func (l *loop) probe(now instant, h *serverHost, port uint16) {
-	addr, ok := h.addr()
-	if !ok || h.standIn {
+	if len(h.addrs) == 0 || h.standIn {
 		return
 	}
 	if h.probers[port] == nil {
@@ -172,7 +172,9 @@ func (l *loop) probe(now instant, h *serverHost, port uint16) {
 		l.log.Error("cannot ask a server", "err", err)
 		return
 	}
-	l.datagram(netip.AddrPortFrom(addr.Addr(), port), b)
+	for _, a := range h.addrs {
+		l.datagram(netip.AddrPortFrom(a, port), b)
+	}
 }
 
 // probed takes the answer to a probe.
@@ -185,9 +187,18 @@ func (l *loop) probed(now instant, h *serverHost, e event) bool {
 	for _, b := range again {
 		l.datagramVia(e.path.Socket, e.path.Remote, b)
 	}
-	if len(again) == 0 {
-		l.heard(now, h, e.path)
+	if len(again) > 0 {
+		return true
 	}
+	// The first to answer is taken, unless the one in use was only slow.
+	if i := slices.Index(h.addrs, e.path.Remote.Addr()); i >= 0 && i != h.using && h.ladder.Climbing() {
+		h.answers = i
+		if h.socket == 0 && e.path.Remote.Port() == h.port {
+			l.log.Info("another address of a server answers", "server", h.server.HostPort(), "address", e.path.Remote.Addr())
+			l.use(now, h, relay.LadderAction{Kind: relay.LadderUse, Rung: h.ladder.Rung(), Port: h.port})
+		}
+	}
+	l.heard(now, h, e.path)
 	return true
 }
 
@@ -289,7 +300,7 @@ func (l *loop) closeCarrier(h *serverHost, id int) {
 // use moves everything to another way. What came before still works for a while.
 func (l *loop) use(now instant, h *serverHost, a relay.LadderAction) {
 	old, _ := h.at()
-	h.port, h.socket = a.Port, 0
+	h.port, h.socket, h.using = a.Port, 0, h.answers
 	if c := h.carriers[a.ID]; c != nil && a.Rung.Stream() {
 		h.socket, h.remote, h.warning = c.number, c.remote, c.conn.TLSWarning()
 	}
