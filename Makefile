@@ -5,6 +5,7 @@ GO         ?= go
 FUZZTIME   ?= 10s
 TESTFLAGS  ?=
 BENCHFLAGS ?=
+SOAK       ?= 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
@@ -79,6 +80,10 @@ bench:
 # results.
 latency:
 	PILOT_LATENCY=1 $(GO) test -count=1 -v -timeout 30m -run '^TestLatency$$' ./cmd/pilotctl/e2e
+
+# Streams over a bad link for SOAK: bytes and memory must be right at the end.
+soak:
+	$(GO) run ./packaging/bench -soak $(SOAK)
 
 demo: build
 	./pilotctl demo

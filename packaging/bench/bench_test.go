@@ -9,6 +9,15 @@ import (
 	"time"
 )
 
+// The program starts itself on the hosts, which is this test then.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && (os.Args[1] == "httpd" || os.Args[1] == "end") {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
 func TestParseStat(t *testing.T) {
 	const text = "77 (a) b (c)) S 5 77 77 0 -1 4194304 1 2 3 4 150 250 30 20 20 0 4 0 100 1 1"
 	p, ok := parseStat(77, []byte(text))
@@ -111,11 +120,26 @@ func TestParseFlags(t *testing.T) {
 
 // The whole measurement, once, as "make bench" runs it.
 func TestMeasure(t *testing.T) {
-	if testing.Short() || os.Getenv("PILOT_BENCH") != "1" {
+	if os.Getenv("PILOT_BENCH") != "1" {
 		t.Skip("takes a minute and the whole machine: PILOT_BENCH=1")
 	}
 	t.Chdir("../..")
 	o, err := parse([]string{"-rounds", "1", "-seconds", "1", "-tries", "1", "-benchmarks=false", "-out", t.TempDir() + "/RESULTS.md"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The soak of "make soak", as long as PILOT_SOAK says.
+func TestSoak(t *testing.T) {
+	d := os.Getenv("PILOT_SOAK")
+	if d == "" {
+		t.Skip("takes as long as you like: PILOT_SOAK=1m")
+	}
+	o, err := parse([]string{"-soak", d})
 	if err != nil {
 		t.Fatal(err)
 	}

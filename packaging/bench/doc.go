@@ -16,6 +16,11 @@
 // which other programs used the machine is run again, up to -tries times; the
 // least disturbed try counts, and the table says how much it was disturbed.
 //
+// With -soak it measures nothing: it sends random bytes both ways for so long,
+// over a link in user space that loses 1 % of the packets and lets another 1 %
+// be overtaken, and fails unless both sides saw the same bytes and no daemon's
+// memory has grown by more than 5 % since the first minute.
+//
 // The results, with every round, go to a Markdown file. Needs iperf3, ping and
 // ip; ethtool for the variants of the link; wrk for HTTP.
 package main

@@ -27,11 +27,17 @@ type options struct {
 	out        string
 	benchmarks bool
 	pilotctl   string
+	soak       time.Duration
 }
 
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == "httpd" {
 		fail(serveHTTP(os.Args[2]))
+		return
+	}
+	if len(os.Args) == 6 && os.Args[1] == "end" {
+		d, err := time.ParseDuration(os.Args[5])
+		fail(errors.Join(err, soakEnd(os.Args[2], os.Args[3], os.Args[4], d)))
 		return
 	}
 	o, err := parse(os.Args[1:])
@@ -66,6 +72,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.out, "out", "packaging/bench/RESULTS.md", "file for the results; - prints them")
 	f.BoolVar(&o.benchmarks, "benchmarks", true, "run the Go benchmarks as well")
 	f.StringVar(&o.pilotctl, "pilotctl", "", "program to measure; default: built from this source")
+	f.DurationVar(&o.soak, "soak", 0, "instead, send so long through a link that loses and reorders, and check bytes and memory")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -109,6 +116,9 @@ func run(ctx context.Context, o options) error {
 		if lookup(tool) == "" {
 			return fmt.Errorf("the measurement needs %s", tool)
 		}
+	}
+	if o.soak > 0 {
+		return soak(ctx, o)
 	}
 	began := time.Now()
 	r := &report{options: o, machine: readMachine(), began: began}

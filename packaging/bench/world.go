@@ -49,31 +49,48 @@ func newWorld(ctx context.Context, variant, name string) (*world, error) {
 }
 
 func (w *world) wire(variant string) error {
-	lines := []string{
-		"netns add A", "netns add B", "netns add R",
-		"-n A link set lo up", "-n B link set lo up", "-n R link set lo up",
-		"-n R link add br0 type bridge", "-n R link set br0 up", "-n R addr add 10.99.0.254/24 dev br0",
+	if err := w.namespaces(); err != nil {
+		return err
 	}
 	for i, host := range []string{"A", "B"} {
-		port := "p" + strings.ToLower(host)
-		lines = append(lines,
-			fmt.Sprintf("-n %s link add eth0 type veth peer name %s netns R", host, port),
-			fmt.Sprintf("-n R link set %s master br0 up", port),
-			fmt.Sprintf("-n %s addr add 10.99.0.%d/24 dev eth0", host, i+1),
-			fmt.Sprintf("-n %s link set eth0 mtu 1500 up", host),
-			fmt.Sprintf("-n %s route add default via 10.99.0.254", host))
-	}
-	for _, line := range lines {
-		if err := w.ip(line); err != nil {
+		if err := w.plug(host, i+1); err != nil {
 			return err
 		}
 	}
-	if f := strings.Fields(links[variant]); len(f) > 0 {
-		for _, end := range [][2]string{{"A", "eth0"}, {"R", "pa"}, {"B", "eth0"}, {"R", "pb"}} {
-			args := append([]string{lookup("ethtool"), "-K", end[1]}, f...)
-			if out, err := w.command(w.ctx, end[0], args...).CombinedOutput(); err != nil {
-				return fmt.Errorf("ethtool %s: %w: %s", end[1], err, out)
-			}
+	f := strings.Fields(links[variant])
+	if len(f) == 0 {
+		return nil
+	}
+	for _, end := range [][2]string{{"A", "eth0"}, {"R", "pa"}, {"B", "eth0"}, {"R", "pb"}} {
+		args := append([]string{lookup("ethtool"), "-K", end[1]}, f...)
+		if out, err := w.command(w.ctx, end[0], args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ethtool %s: %w: %s", end[1], err, out)
+		}
+	}
+	return nil
+}
+
+func (w *world) namespaces() error {
+	return w.lines("netns add A", "netns add B", "netns add R",
+		"-n A link set lo up", "-n B link set lo up", "-n R link set lo up",
+		"-n R link add br0 type bridge", "-n R link set br0 up", "-n R addr add 10.99.0.254/24 dev br0")
+}
+
+// plug connects a host to the bridge.
+func (w *world) plug(host string, number int) error {
+	port := "p" + strings.ToLower(host)
+	return w.lines(
+		fmt.Sprintf("-n %s link add eth0 type veth peer name %s netns R", host, port),
+		fmt.Sprintf("-n R link set %s master br0 up", port),
+		fmt.Sprintf("-n %s addr add 10.99.0.%d/24 dev eth0", host, number),
+		fmt.Sprintf("-n %s link set eth0 mtu 1500 up", host),
+		fmt.Sprintf("-n %s route add default via 10.99.0.254", host))
+}
+
+func (w *world) lines(lines ...string) error {
+	for _, line := range lines {
+		if err := w.ip(line); err != nil {
+			return err
 		}
 	}
 	return nil
