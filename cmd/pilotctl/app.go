@@ -139,6 +139,25 @@ func quiet(flags []cli.Flag) {
 
 func onUsageError(c *cli.Context, err error, _ bool) error { return usagef("%v", err) }
 
+// shows is the action of commands that ask the daemon one thing, which takes no
+// arguments, and show the answer.
+func shows[T any](p *program, ask func(*api.Client, context.Context) (T, error), text func(io.Writer, T)) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if _, err := arguments(c); err != nil {
+			return err
+		}
+		client, err := p.client(c)
+		if err != nil {
+			return err
+		}
+		v, err := ask(client, c.Context)
+		if err != nil {
+			return err
+		}
+		return p.result(v, func(w io.Writer) { text(w, v) })
+	}
+}
+
 // client returns a client for the daemon of the places that c names.
 func (p *program) client(c *cli.Context) (*api.Client, error) {
 	at, err := p.places(c)
@@ -163,7 +182,7 @@ pilotctl COMMAND --help tells more.
 
 const groupHelp = `{{.HelpName}} - {{.Usage}}
 
-usage: {{.HelpName}} COMMAND [FLAGS] [ARGUMENTS]
+usage: {{if .UsageText}}{{.UsageText}}{{else}}{{.HelpName}} COMMAND [FLAGS] [ARGUMENTS]{{end}}
 {{if .Description}}
 {{.Description}}
 {{end}}

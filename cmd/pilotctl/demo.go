@@ -16,8 +16,9 @@ import (
 
 func (p *program) demoCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "demo",
-		Usage: "show the whole story on this machine, in namespaces that end with it",
+		Name:      "demo",
+		Usage:     "show the whole story on this machine, in namespaces that end with it",
+		UsageText: "pilotctl demo [--keep]\n       pilotctl demo COMMAND [ARGUMENTS]",
 		Description: `A server, alice and bob behind a NAT router each, and a stranger: trust, curl by
 name, a direct path, silence, revocation. Nothing of this machine is changed. It
 needs Linux, and root or the right to make user namespaces.`,

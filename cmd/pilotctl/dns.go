@@ -14,6 +14,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 	"github.com/pilotnet/pilot/tun/resolv"
 )
 
@@ -52,30 +53,17 @@ func (p *program) dnsStatusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
 		Usage: "show by what means names are known, and why not by a better one",
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
+		Action: shows(p, readDNS, func(w io.Writer, s dnsStatus) {
+			facts(w, "names", s.modeText(), "resolver", s.Resolver, "zones", strings.Join(s.Zones, ", "))
+			for _, note := range s.Notes {
+				facts(w, "note", note)
 			}
-			s, err := p.dnsStatus(c)
-			if err != nil {
-				return err
-			}
-			return p.result(s, func(w io.Writer) {
-				facts(w, "names", s.modeText(), "resolver", s.Resolver, "zones", strings.Join(s.Zones, ", "))
-				for _, note := range s.Notes {
-					facts(w, "note", note)
-				}
-			})
-		},
+		}),
 	}
 }
 
-func (p *program) dnsStatus(c *cli.Context) (dnsStatus, error) {
-	client, err := p.client(c)
-	if err != nil {
-		return dnsStatus{}, err
-	}
-	s, err := client.Status(c.Context)
+func readDNS(client *api.Client, ctx context.Context) (dnsStatus, error) {
+	s, err := client.Status(ctx)
 	if err != nil {
 		return dnsStatus{}, err
 	}
@@ -105,7 +93,11 @@ this machine's programs would not find it.`,
 			if err != nil {
 				return err
 			}
-			s, err := p.dnsStatus(c)
+			client, err := p.client(c)
+			if err != nil {
+				return err
+			}
+			s, err := readDNS(client, c.Context)
 			if err != nil {
 				return err
 			}

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 // A trustList is all trust, given and asked for.
@@ -18,29 +20,21 @@ type trustList struct {
 
 func (p *program) listCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "list",
-		Usage: "list who is trusted, with which ports, and what is asked",
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
-			if err != nil {
-				return err
-			}
-			var l trustList
-			if l.Peers, err = client.Peers(c.Context); err != nil {
-				return err
-			}
-			if l.Incoming, err = client.Pending(c.Context); err != nil {
-				return err
-			}
-			if l.Outgoing, err = client.Outgoing(c.Context); err != nil {
-				return err
-			}
-			return p.result(l, func(w io.Writer) { p.listText(w, l) })
-		},
+		Name:   "list",
+		Usage:  "list who is trusted, with which ports, and what is asked",
+		Action: shows(p, allTrust, p.listText),
 	}
+}
+
+func allTrust(client *api.Client, ctx context.Context) (l trustList, err error) {
+	if l.Peers, err = client.Peers(ctx); err != nil {
+		return l, err
+	}
+	if l.Incoming, err = client.Pending(ctx); err != nil {
+		return l, err
+	}
+	l.Outgoing, err = client.Outgoing(ctx)
+	return l, err
 }
 
 func (p *program) listText(w io.Writer, l trustList) {

@@ -7,26 +7,14 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 func (p *program) peersCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "peers",
-		Usage: "list the trusted peers and the paths to them",
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
-			if err != nil {
-				return err
-			}
-			peers, err := client.Peers(c.Context)
-			if err != nil {
-				return err
-			}
-			return p.result(peers, func(w io.Writer) { p.peerTable(w, peers) })
-		},
+		Name:   "peers",
+		Usage:  "list the trusted peers and the paths to them",
+		Action: shows(p, (*api.Client).Peers, p.peerTable),
 	}
 }
 

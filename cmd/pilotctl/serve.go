@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 func (p *program) serveCommand() *cli.Command {
@@ -105,22 +106,9 @@ func reachText(s overlay.Served) string {
 
 func (p *program) serveListCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "list",
-		Usage: "list what is published, and which peers may reach it",
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
-			if err != nil {
-				return err
-			}
-			list, err := client.Served(c.Context)
-			if err != nil {
-				return err
-			}
-			return p.result(list, func(w io.Writer) { servedText(w, list) })
-		},
+		Name:   "list",
+		Usage:  "list what is published, and which peers may reach it",
+		Action: shows(p, (*api.Client).Served, servedText),
 	}
 }
 
