@@ -23,14 +23,15 @@ func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPo
 			local = append(local, p.Addr())
 		}
 	}
-	targets := slices.Clip(servers)
-	for _, s := range servers {
-		if s.Port() != surveyPort {
-			targets = append(targets, netip.AddrPortFrom(s.Addr(), surveyPort))
+	all := slices.Clip(servers)
+	for _, a := range stunTargets(ctx, u, others) {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
 		}
 	}
-	for _, a := range stunTargets(ctx, u, others) {
-		if !slices.Contains(targets, a) {
+	targets := slices.Clip(all)
+	for _, s := range servers {
+		if a := netip.AddrPortFrom(s.Addr(), surveyPort); !slices.Contains(targets, a) {
 			targets = append(targets, a)
 		}
 	}
@@ -38,8 +39,17 @@ func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPo
 	if err != nil || len(facts.UDP) == 0 {
 		return facts, err
 	}
-	// One after the other: a NAT that counts ports would be misread.
-	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), targets))
+	// One after the other: a NAT that counts ports would be misread. And one port of
+	// each server only: a question to the other would let its answer in.
+	// And one port of each server: what was sent to the others would let in
+	// answers that a filter turns away.
+	asked := map[netip.Addr]bool{}
+	targets = slices.DeleteFunc(targets, func(a netip.AddrPort) bool {
+		twin := asked[a.Addr()]
+		asked[a.Addr()] = true
+		return twin
+	})
+	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), all))
 	facts.Filtering = filtering.Filtering
 	return facts, err
 }
