@@ -97,3 +97,48 @@ func TestSTUNServers(t *testing.T) {
 		})
 	}
 }
+
+// What netcheck says of each kind of NAT, with a server that has two addresses and with
+// a STUN server of others beside it.
+func TestNetcheckOfEveryKind(t *testing.T) {
+	for _, kind := range natlab.Kinds() {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorldWith(t, true)
+				defer w.close()
+				third := w.net.Host("third")
+				defer serveSTUN(third, 19302)()
+				alice := w.agent("alice", kind)
+				alice.stop()
+				alice.cfg.STUN = []STUNServer{{third.Addr().String(), 19302}}
+				alice.start()
+				alice.registered()
+				n, err := alice.Netcheck(w.ctx(time.Minute))
+				if err != nil {
+					t.Fatal(err)
+				}
+				mapping, filtering := "endpoint-independent", "address-and-port"
+				switch kind {
+				case natlab.None:
+					mapping, filtering = "none", "endpoint-independent"
+				case natlab.Firewall:
+					mapping = "none"
+				case natlab.Full:
+					filtering = "endpoint-independent"
+				case natlab.Addr:
+					filtering = "address"
+				case natlab.Sym, natlab.SymSeq:
+					mapping = "address-and-port"
+				case natlab.SymAddr:
+					mapping = "address"
+				}
+				if n.Mapping != mapping || n.Filtering != filtering {
+					t.Errorf("mapping %s, filtering %s; want %s, %s", n.Mapping, n.Filtering, mapping, filtering)
+				}
+				if (n.PortStep == 1) != (kind == natlab.SymSeq) {
+					t.Errorf("port step %d", n.PortStep)
+				}
+			})
+		})
+	}
+}
