@@ -71,7 +71,7 @@ func (l *loop) newWays(h *serverHost) ways {
 		failed:   map[relay.Rung]string{},
 	}
 	if err != nil {
-		w.failed[relay.RungProxy] = err.Error()
+		w.failed[relay.RungProxy] = strings.TrimPrefix(err.Error(), "relay: ")
 	}
 	w.ladder.Hurry(relay.Rung(l.rung.Load()))
 	w.alarm.ring = func(now instant) { l.climb(now, h) }
@@ -488,8 +488,11 @@ func (h *serverHost) unanswered() string {
 	}
 	for _, r := range []relay.Rung{relay.RungTLS, relay.RungProxy} {
 		if why := h.failed[r]; why != "" {
-			why = strings.TrimPrefix(why, "relay: ")
-			text += fmt.Sprintf("; %s: %s", r, strings.TrimPrefix(why, "server "+h.server.HostPort()+": "))
+			why = strings.TrimPrefix(strings.TrimPrefix(why, "relay: "), "server "+h.server.HostPort()+": ")
+			if r == relay.RungTLS {
+				why = "TLS, " + why
+			}
+			text += "; " + why
 		}
 	}
 	return text

@@ -72,7 +72,7 @@ func DialCarrier(ctx context.Context, cfg DialConfig, r Route, remote netip.Addr
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	fail := func(err error) (*Carrier, error) {
-		return nil, fmt.Errorf("relay: server %s: %s: %w", cfg.Server.HostPort(), r, err)
+		return nil, fmt.Errorf("relay: server %s: %w", cfg.Server.HostPort(), r.over(plain(err)))
 	}
 	w, err := newWeb(ctx, cfg, r)
 	if err != nil {

@@ -108,9 +108,12 @@ func (c DialConfig) dial(ctx context.Context, r Route) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	ws, _, err := websocket.Dial(ctx, w.url(ControlPath), &websocket.DialOptions{HTTPClient: &w.client})
+	ws, answer, err := websocket.Dial(ctx, w.url(ControlPath), &websocket.DialOptions{HTTPClient: &w.client})
 	if err != nil {
 		w.close()
+		if answer != nil {
+			err = fmt.Errorf("what answers is no rendezvous server: HTTP status %s", answer.Status)
+		}
 		return nil, slow(ctx, err)
 	}
 	ws.SetReadLimit(MaxAnswer + crypto.TransportOverhead)

@@ -80,7 +80,7 @@ func (c DialConfig) open(ctx context.Context, r Route) (net.Conn, error) {
 		if err == nil {
 			TuneStream(conn)
 		}
-		return conn, err
+		return conn, plain(err)
 	}
 	conn, err := c.openProxy(ctx, r.Proxy)
 	if err == nil {
@@ -92,7 +92,7 @@ func (c DialConfig) open(ctx context.Context, r Route) (net.Conn, error) {
 	if ctx.Err() != nil {
 		err = errors.New("no answer")
 	}
-	return nil, fmt.Errorf("proxy %s: %w", r.Proxy.Host, err)
+	return nil, fmt.Errorf("proxy %s: %w", r.Proxy.Host, plain(err))
 }
 
 // openProxy opens the stream to the proxy itself. Its certificate, unlike the
@@ -138,7 +138,7 @@ func connect(ctx context.Context, conn net.Conn, proxy *url.URL, target string) 
 	in := bufio.NewReader(io.LimitReader(conn, maxProxyAnswer))
 	answer, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return fmt.Errorf("its answer to CONNECT: %w", err)
+		return fmt.Errorf("its answer to CONNECT: %w", plain(err))
 	}
 	switch { // the body, if any, is not read: the caller closes conn, or it is the stream
 	case answer.StatusCode == http.StatusProxyAuthRequired && proxy.User == nil:
@@ -171,7 +171,7 @@ func race[T any](ctx context.Context, routes []Route, open func(context.Context,
 		go func() {
 			v, err := open(ctx, r)
 			if err != nil && len(routes) > 1 {
-				err = fmt.Errorf("%s: %w", r, err)
+				err = r.over(err)
 			}
 			results <- result{v, err}
 		}()

@@ -149,7 +149,7 @@ func slow(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return errors.New("the connection was taken, but TLS or HTTP in it is not answered")
 	}
-	return err
+	return plain(err)
 }
 
 // FetchCard returns the signed card of an agent at home on cfg.Server. The card
