@@ -336,26 +336,21 @@ func (r record) directAt(from func(netip.Addr) bool) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// directAgain is how long after an event packets came directly again: zero if
-// they did all the time, false if they did no more.
-func (r record) directAgain(event time.Time) (time.Duration, bool) {
+// directAgain is how long after an event packets came directly again for good:
+// zero if they did all the time, false if they did no more at the end.
+func (r record) directAgain(event time.Time) (again time.Duration, ok bool) {
 	const pause = 150 * time.Millisecond
 	last := event
 	for _, p := range r.wire {
-		if !p.direct {
+		if !p.direct || !p.at.After(last) {
 			continue
 		}
-		if p.at.After(event) && p.at.Sub(last) > pause {
-			return p.at.Sub(event), true
+		if p.at.Sub(last) > pause {
+			again = p.at.Sub(event)
 		}
-		if p.at.After(last) {
-			last = p.at
-		}
+		last = p.at
 	}
-	if end := r.sent[len(r.sent)-1]; end.Sub(last) > pause {
-		return 0, false
-	}
-	return 0, true
+	return again, r.sent[len(r.sent)-1].Sub(last) <= pause
 }
 
 // outgoing counts the packets that leave a host.
