@@ -9,7 +9,7 @@ SOAK       ?= 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench latency demo clean
+.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench soak latency demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -62,9 +62,10 @@ fuzz:
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
 	done
 
-# Real NATs, measured: needs root and the lab. Goes on where it was interrupted.
+# Pairs of real NATs and events, measured: needs root and the lab, takes most of
+# an hour. Goes on where it was interrupted; natt/natlab/RESULTS.md has it all.
 nat:
-	PILOT_NAT=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNATs$$' ./cmd/pilotctl/e2e
+	PILOT_NAT=1 $(GO) test -count=1 -v -timeout 120m -run '^TestNATs$$' ./cmd/pilotctl/e2e
 
 # What a server needs for ten thousand agents: 20 s, prints memory and times.
 scale:

@@ -118,8 +118,7 @@ func (n *Node) fetchCard(ctx context.Context, c ipam.Contact) (crypto.Card, erro
 		return crypto.Card{}, Errorf(CodeDenied, "%s sent the card of another key: %s", c.HostPort(), card.Key.Fingerprint()).
 			WithHint("do not trust this server; ask the other agent for its contact again")
 	}
-	node, err := ipam.NodeID(card.Key, card.Counter)
-	if err != nil || (ipam.Addr{Node: node}) != c.Addr {
+	if addr, err := checkCard(card); err != nil || addr != c.Addr.Bytes() {
 		return crypto.Card{}, Errorf(CodeDenied, "the address in the contact does not belong to its key").
 			WithHint("ask the other agent for its contact again")
 	}
