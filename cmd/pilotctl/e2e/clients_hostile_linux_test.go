@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -28,7 +29,7 @@ func TestHostilePeer(t *testing.T) {
 		a.up(t, s)
 	}
 	const ports = "7,1001-1003,8080,8443,9999"
-	trust(t, alice, bob, ports)
+	trust(t, alice, bob, ports, "--offer", "9999")
 	trust(t, carol, bob, ports)
 	l.hostileTarget(t, bob.host)
 	for _, p := range []string{"http 3000 8080", "tcp 3000 8443", "a2a 3000 9999"} {
@@ -56,6 +57,8 @@ func TestHostilePeer(t *testing.T) {
 		t.Log(o)
 		unharmed(t)
 	})
+	t.Run("card of a peer", func(t *testing.T) { l.testLongCard(t, alice, bob) })
+	t.Run("half a packet of MQTT", func(t *testing.T) { l.testHalfPackets(t, alice, bob); unharmed(t) })
 	t.Run("half a request", func(t *testing.T) {
 		held := l.hold(t, alice, bob)
 		unharmed(t)
@@ -82,24 +85,28 @@ func TestHostilePeer(t *testing.T) {
 	})
 }
 
-// hostileTarget is a program of bob's with a page, and an agent card whose
-// description has more than a megabyte.
+// hostileTarget is a program of bob's with a page and a long card.
 func (l *lab) hostileTarget(t *testing.T, host string) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/page", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, page) })
-	mux.HandleFunc("/.well-known/agent-card.json", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"name":"long","url":"http://localhost:3000/","description":%q}`, strings.Repeat("long ", 250_000))
-	})
+	mux.Handle("/.well-known/", longCard())
 	s := &http.Server{Handler: mux}
 	go s.Serve(l.listen(t, host, "127.0.0.1:3000"))
 	t.Cleanup(func() { s.Close() })
 }
 
+// longCard serves an agent card whose description has more than a megabyte.
+func longCard() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"name":"long","url":"http://localhost:3000/","description":%q}`, strings.Repeat("long ", 250_000))
+	})
+}
+
 // served fails the test unless each service answers.
 func (l *lab) served(t *testing.T, a *agent) {
 	t.Helper()
-	for _, url := range []string{"http://bob.pilot.internal:8080/page", "http://bob.pilot.internal:8443/page", "http://bob.pilot.internal:1001/v1/"} {
+	for _, url := range []string{"http://bob.pilot.internal:8080/page", "http://bob.pilot.internal:8443/page", "http://bob.pilot.internal:1001/v1/", "http://bob.pilot.internal:1002/", "http://bob.pilot.internal:1003/.well-known/agent-card.json"} {
 		if o := a.run(t, "curl", "-sS", "--fail", "-m", "10", url); o.status != 0 {
 			t.Errorf("%s is not served: %s", a.name, o)
 		}
@@ -148,6 +155,41 @@ func testHostileFiles(t *testing.T, alice, bob *agent) {
 	curl("400", "", "-X", "POST", "-H", "Tus-Resumable: 1.0.0", "-H", "Upload-Length: 5", "-H", "Upload-Metadata: filename Li4vLi4vaWRlbnRpdHk=", base+"uploads/")
 	if after := tree(t, bob.state); !slices.Equal(before, after) {
 		t.Errorf("files before: %v\nafter: %v", before, after)
+	}
+}
+
+// testLongCard: alice's own agent has a card of a megabyte.
+func (l *lab) testLongCard(t *testing.T, alice, bob *agent) {
+	s := &http.Server{Handler: longCard()}
+	go s.Serve(l.listen(t, alice.host, "[::]:9999"))
+	t.Cleanup(func() { s.Close() })
+	o := bob.run(t, "pilotctl", "task", "send", "alice", "--port", "9999", "hello")
+	if o.status == 0 || !strings.Contains(o.stderr, "card is larger than") {
+		t.Errorf("exit status %d: %.1000s", o.status, o)
+	}
+	t.Log(o)
+}
+
+// testHalfPackets: a SUBSCRIBE that ends anywhere, among others after 8 bytes,
+// ends the connection and nothing else.
+func (l *lab) testHalfPackets(t *testing.T, alice, bob *agent) {
+	connect := []byte("\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01h")
+	subscribe := []byte("\x00\x01\x00\x00\x08public/#\x01")
+	for n := range len(subscribe) {
+		c := l.dial(t, alice.host, "tcp", bob.reach(t, "1002"))
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Write(connect); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 64)
+		if _, err := c.Read(answer); err != nil || answer[0] != 0x20 {
+			t.Fatalf("instead of CONNACK: %x, %v", answer[:2], err)
+		}
+		c.Write(append([]byte{0x82, byte(n)}, subscribe[:n]...))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%d bytes of a SUBSCRIBE: the connection stays open", n+2)
+		}
+		c.Close()
 	}
 }
 
@@ -201,7 +243,7 @@ func tree(t *testing.T, dir string) (list []string) {
 // halfOpen is how many connections are opened to each of servicePorts.
 const halfOpen = 1000
 
-var servicePorts = []string{"7", "1001", "8080", "8443", "9999"}
+var servicePorts = []string{"7", "1001", "1002", "1003", "8080", "8443", "9999"}
 
 // hold opens them all from a to b, sends the first bytes of a request on each, and
 // keeps them open until the test ends. The function says how many are open.

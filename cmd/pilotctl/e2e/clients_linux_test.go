@@ -58,8 +58,12 @@ func clients(l *lab, sum string) []client {
 		{name: "LangChain.js", needs: "@langchain/mcp-adapters", args: node("langchain.mjs", bobs+"8084/mcp"), want: "1 tool says 17 + 25 = 42"},
 		{name: "A2A JS over JSON-RPC", needs: "@a2a-js/sdk", args: node("a2a.mjs", bobs+"9999", "JSONRPC", "hello bob"), want: "shouter says HELLO BOB"},
 		{name: "A2A JS over REST", needs: "@a2a-js/sdk", args: node("a2a.mjs", bobs+"9999", "HTTP+JSON", "hello bob"), want: "shouter says HELLO BOB"},
+		{name: "A2A JS to tasks 1003", needs: "@a2a-js/sdk", args: node("a2a.mjs", bobs+"1003", "JSONRPC", "hello bob"), want: "bob says HELLO BOB"},
+		{name: "A2A JS 0.3 to tasks 1003", needs: "@a2a-sdk-0.3", args: node("a2a-0.3.mjs", bobs+"1003", "hello bob"), want: "bob says HELLO BOB"},
 		{name: "A2A JS 0.3", needs: "@a2a-sdk-0.3", args: node("a2a-0.3.mjs", bobs+"9998", "hello bob"), want: "old shouter says HELLO BOB"},
 		{name: "tus-js-client", needs: "@tus-js-client", args: node("tus.mjs", bobs+"1001/v1/uploads/", "resumed.bin"), want: "resumed and complete: 25165824 bytes"},
+		{name: "mosquitto_sub", needs: "mosquitto_sub", args: mosquitto("mosquitto_sub", "-t", "public/#", "-C", "1", "-W", "10"), want: "retained by bob"},
+		{name: "mosquitto_pub", needs: "mosquitto_pub", args: mosquitto("mosquitto_pub", "-d", "-t", "peer/alice/said", "-m", "published by alice"), want: "received PUBACK (Mid: 1, RC:0)"},
 		{name: "Chromium", needs: "chromium", args: chromium(l, bobs+"8081/browser"), want: "the socket says hello from a browser", quiet: true},
 	}
 }
@@ -67,6 +71,11 @@ func clients(l *lab, sum string) []client {
 func shell(script string) []string { return []string{"sh", "-c", script} }
 
 func node(args ...string) []string { return append([]string{"node"}, args...) }
+
+// mosquitto is a command of mosquitto-clients at bob's event service.
+func mosquitto(program string, args ...string) []string {
+	return append([]string{program, "-V", "5", "-h", "bob.pilot.internal", "-p", "1002", "-q", "1"}, args...)
+}
 
 // chromium prints the page as it is after its scripts have run.
 func chromium(l *lab, url string) []string {
@@ -88,6 +97,10 @@ func TestClients(t *testing.T) {
 	trust(t, alice, bob, granted)
 	trust(t, carol, bob, "7")
 	sum := l.publishAll(t, bob)
+	arrived := func() string { return "" }
+	if lookup("mosquitto_sub") != "" {
+		arrived = bob.background(t, l.dir, "retained by bob", mosquitto("mosquitto_sub", "-t", "#")...)
+	}
 	for _, c := range clients(l, sum) {
 		t.Run(c.name, func(t *testing.T) {
 			l.needTools(t, c.needs)
@@ -103,6 +116,10 @@ func TestClients(t *testing.T) {
 		})
 	}
 	t.Run("outside the scope", func(t *testing.T) { testScopeOfAll(t, l, carol, bob) })
+	t.Run("bob's subscription", func(t *testing.T) {
+		l.needTools(t, "mosquitto_sub mosquitto_pub")
+		within(t, 5*time.Second, "what alice published has arrived once", func() bool { return strings.Count(arrived(), "published by alice") == 1 })
+	})
 }
 
 // runClient runs the client's command as an agent's machine would.
@@ -201,6 +218,11 @@ func (l *lab) publishAll(t *testing.T, bob *agent) (sum string) {
 	for _, s := range []string{"http 8000 8080", "http 3000 8081", "http 8001 8082", "http 3002 8083", "mcp 3001 8084", "mcp 3003 8085", "tcp 3443 8443", "a2a 9999 9999", "a2a 9998 9998"} {
 		f := strings.Fields(s)
 		bob.pilot(t, "serve", f[0], f[1], "--port", f[2])
+	}
+	bob.pilot(t, "task", "handler", "set", "--exec", "--", "/usr/bin/tr", "a-z", "A-Z")
+	l.output(t, bob.host, "sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0") // or its own address leads nowhere
+	if o := bob.run(t, "curl", "-sS", "-m", "10", "--fail", "-X", "PUT", "-d", "retained by bob", bobs+"1002/topics/public/greeting"); o.status != 0 {
+		t.Fatal(o)
 	}
 	return sum
 }

@@ -65,8 +65,9 @@ func (l *lab) host(t *testing.T, host string, commands ...string) {
 }
 
 // background starts a program on the agent's machine, which is killed with the
-// test's other programs, and waits until ready is among what it prints.
-func (a *agent) background(t *testing.T, dir, ready string, args ...string) {
+// test's other programs, and waits until ready is among what it prints. The
+// function returns all that it printed so far.
+func (a *agent) background(t *testing.T, dir, ready string, args ...string) (printed func() string) {
 	t.Helper()
 	c := a.command(context.WithoutCancel(t.Context()), args...)
 	c.Dir = dir
@@ -79,7 +80,7 @@ func (a *agent) background(t *testing.T, dir, ready string, args ...string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Process.Kill(); c.Wait(); logs.Close() })
-	printed := func() string {
+	printed = func() string {
 		text, err := os.ReadFile(logs.Name())
 		if err != nil {
 			t.Fatal(err)
@@ -87,4 +88,5 @@ func (a *agent) background(t *testing.T, dir, ready string, args ...string) {
 		return string(text)
 	}
 	within(t, 30*time.Second, args[0]+" starts", func() bool { return strings.Contains(printed(), ready) })
+	return printed
 }
