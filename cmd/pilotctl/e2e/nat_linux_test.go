@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,29 +28,46 @@ func TestNATs(t *testing.T) {
 	wanted := regexp.MustCompile("^(?:" + only + ")$").MatchString
 	p, results := &plans{t: t}, openResults(t)
 	p.get(1)
-	var jobs []func()
-	for _, c := range cells() {
-		if missing := min(c.runs, most) - results.count(c.name); missing > 0 && wanted(c.name) {
-			jobs = append(jobs, func() {
-				t.Run(c.name, func(t *testing.T) {
-					var runs []pairRun
-					defer func() { results.addPair(t, c, runs) }()
-					c.run(t, p, missing, func(r pairRun) { runs = append(runs, r) })
-				})
-			})
+	p.get(2)
+	pairs := func(runs int) (jobs []func()) {
+		for _, c := range cells() {
+			if wanted(c.name) {
+				jobs = append(jobs, func() { c.add(t, p, results, min(c.runs, most, runs)) })
+			}
 		}
+		return jobs
 	}
-	for _, e := range natEvents {
-		if !wanted(e.name) {
-			continue
+	events := func(idle bool) (jobs []func()) {
+		for _, e := range natEvents {
+			for k := results.countEvent(e.name); k < min(eventRuns, most); k++ {
+				if wanted(e.name) && e.idle == idle {
+					jobs = append(jobs, func() {
+						t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p, fullRate)) })
+					})
+				}
+			}
 		}
-		for range min(eventRuns, most) - results.countEvent(e.name) {
-			jobs = append(jobs, func() {
-				t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p, fullRate)) })
-			})
-		}
+		return jobs
 	}
-	work(jobs, labs)
+	// The labs in which nothing happens do not disturb the others.
+	var quiet sync.WaitGroup
+	quiet.Go(func() { jobs := events(true); work(jobs, len(jobs)) })
+	// Everything some times before anything many times, should time run out.
+	work(slices.Concat(pairs(fewRuns), events(false), pairs(manyRuns)), labs)
+	quiet.Wait()
+}
+
+// add measures a cell until it has that many runs.
+func (c cell) add(t *testing.T, p *plans, results *natResults, want int) {
+	missing := want - results.count(c.name)
+	if missing <= 0 {
+		return
+	}
+	t.Run(c.name, func(t *testing.T) {
+		var runs []pairRun
+		defer func() { results.addPair(t, c, runs) }()
+		c.run(t, p, missing, func(r pairRun) { runs = append(runs, r) })
+	})
 }
 
 // eventRuns is how often each event is measured.

@@ -21,6 +21,7 @@ type natEvent struct {
 	goals   map[string]float64 // p95 of what is measured, in milliseconds or packets
 	measure func(*testing.T, *meeting) []measured
 	slow    bool // in "make nat" only
+	idle    bool // costs no processor time
 }
 
 const (
@@ -66,9 +67,9 @@ var natEvents = []natEvent{
 		goals: map[string]float64{"longest stall, ms": 1000}, measure: blackHole},
 	{name: "5 % loss on both uplinks: first upgrade", kinds: []string{"port", "linux"}, servers: 1,
 		goals: map[string]float64{"direct after, ms": 600}, measure: lossy},
-	{name: "idle for 10 min behind NATs with 30 s mappings, then a call", kinds: []string{"port+t30", "linux+t30"}, servers: 2, slow: true,
+	{name: "idle for 10 min behind NATs with 30 s mappings, then a call", kinds: []string{"port+t30", "linux+t30"}, servers: 2, slow: true, idle: true,
 		goals: idleGoals, measure: idle},
-	{name: "idle for 10 min behind NATs with 120 s mappings, then a call", kinds: []string{"port", "sym"}, servers: 2, slow: true,
+	{name: "idle for 10 min behind NATs with 120 s mappings, then a call", kinds: []string{"port", "sym"}, servers: 2, slow: true, idle: true,
 		goals: idleGoals, measure: idle},
 }
 

@@ -45,6 +45,14 @@ var natKinds = []struct{ name, group string }{
 // coreHard are the pairs H - S that are pooled.
 var coreHard = [2][]string{{"fw", "port", "linux", "docker", "cgnat"}, {"sym", "sym-addr", "cgnat-sym"}}
 
+// How often a cell is measured: each; those of coreHard, of which there are 15;
+// one of each row.
+const (
+	fewRuns  = 3
+	hardRuns = 13
+	manyRuns = 20
+)
+
 // A cell is one pair to measure.
 type cell struct {
 	name  string
@@ -122,12 +130,12 @@ func cells() []cell {
 	list = append(list, cell{name: "sym+v6 - sym+v6", row: v6, kinds: []string{"sym+v6", "sym+v6"}, hosts: [2]string{"a1", "b1"}})
 	for i := range list {
 		c := &list[i]
-		c.runs = 3
+		c.runs = fewRuns
 		if c.isCoreHard() {
-			c.runs = 13
+			c.runs = hardRuns
 		}
 		if c.name == c.row.many {
-			c.runs = 20
+			c.runs = manyRuns
 		}
 		for k := range c.kinds {
 			c.kinds[k] += delay
@@ -158,10 +166,10 @@ type pairRun struct {
 }
 
 const (
-	pairSettle  = time.Second
+	pairSettle  = 700 * time.Millisecond
 	pairWait    = 10 * time.Second        // for pairs that shall be direct
-	relayWait   = 1500 * time.Millisecond // for the others
-	afterDirect = 700 * time.Millisecond
+	relayWait   = 1200 * time.Millisecond // for the others
+	afterDirect = 500 * time.Millisecond
 	aroundUp    = 300 * time.Millisecond // before the upgrade; and after it
 )
 
