@@ -38,7 +38,7 @@ type Config struct {
 	// resolv.HostFile (the default where HostsFile is given) or resolv.Off.
 	// Packets to the resolver's address are answered in any case.
 	DNS resolv.Mode
-	// DNSSearch makes bare names work as well, where the system can do that.
+	// DNSSearch makes the bare names of peers work as well.
 	DNSSearch bool
 	// HostsFile receives the names of trusted peers; default
 	// "/etc/hosts".

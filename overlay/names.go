@@ -3,9 +3,11 @@ package overlay
 import (
 	"context"
 	"net/netip"
+	"os"
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/ipam/dns"
+	"github.com/pilotnet/pilot/overlay/services/publish"
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/resolv"
@@ -85,26 +87,50 @@ func (n *Node) publishNames(ctx context.Context) {
 	}
 }
 
-// nameEntries are this agent and those that it trusts.
+// nameEntries are this agent, with what it publishes, and those that it trusts,
+// with the services at well-known ports that they let us reach.
 func (n *Node) nameEntries() []dns.Entry {
 	var list []dns.Entry
 	if n.cfg.Name != "" {
-		list = append(list, dns.Entry{
-			Name: n.cfg.Name, Addr: n.cfg.Identity.Addr(), Fingerprint: n.cfg.Identity.Key.Public().Fingerprint(),
-		})
+		e := dns.Entry{Name: n.cfg.Name, Addr: n.cfg.Identity.Addr(), Fingerprint: n.cfg.Identity.Key.Public().Fingerprint()}
+		for _, s := range n.serving.publisher.List() {
+			if s.Kind != publish.TCP { // of that one nobody knows what it is
+				e.Services = append(e.Services, dns.Service{Name: string(s.Kind), Port: s.Port})
+			}
+		}
+		list = append(list, e)
 	}
 	for _, p := range n.store.Peers() {
-		if p.Name != "" && p.State == trust.Active {
-			list = append(list, dns.Entry{Name: p.Name, Addr: ipam.AddrFromBytes(p.Addr), Fingerprint: p.Key.Fingerprint()})
+		if p.Name == "" || p.State != trust.Active {
+			continue
 		}
+		e := dns.Entry{Name: p.Name, Addr: ipam.AddrFromBytes(p.Addr), Fingerprint: p.Key.Fingerprint()}
+		for _, s := range wellKnown {
+			if p.Out.Allows(protoTCP, s.Port) {
+				e.Services = append(e.Services, s)
+			}
+		}
+		list = append(list, e)
 	}
 	return list
 }
 
+// wellKnown are the services of every agent that have a name of their own among
+// the services of the Internet, or among agents. Whether a peer has switched one
+// off shows when it is used.
+var wellKnown = []dns.Service{{Name: "echo", Port: 7}, {Name: "mqtt", Port: 1002}, {Name: "a2a", Port: 1003}}
+
+// hostEntries are the lines of a hosts file. Where bare names are wanted, those
+// of peers are there too; the machine's own name stays what it is.
 func (n *Node) hostEntries() []resolv.Entry {
+	machine, _ := os.Hostname() // without one nothing is kept back
 	var list []resolv.Entry
 	for _, e := range n.nameEntries() {
-		list = append(list, resolv.Entry{Addr: e.Addr.ULA(), Names: []string{e.Name + "." + dns.Domain}})
+		names := []string{e.Name + "." + dns.Domain}
+		if n.cfg.DNSSearch && e.Name != n.cfg.Name && e.Name != machine {
+			names = append(names, e.Name)
+		}
+		list = append(list, resolv.Entry{Addr: e.Addr.ULA(), Names: names})
 	}
 	return list
 }

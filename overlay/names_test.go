@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -105,7 +106,7 @@ func TestNamesFollowTrust(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return m.RCode == dnsmessage.RCodeSuccess, strings.Contains(string(text), b.ID().ULA+" bob.pilot.internal")
+			return m.RCode == dnsmessage.RCodeSuccess, strings.Contains(string(text), b.ID().ULA+" bob.pilot.internal # ")
 		}
 		eventually(t, "bob is known", func() bool {
 			inZone, inFile := known()
@@ -126,5 +127,68 @@ func TestNamesFollowTrust(t *testing.T) {
 			t.Errorf("the hosts file is %q, %v", text, err)
 		}
 		a.start()
+	})
+}
+
+// servicePorts are those that an SRV question is answered with.
+func servicePorts(t *testing.T, z *dns.Zone, name string) (ports []uint16) {
+	t.Helper()
+	m := dnsmessage.Message{Questions: []dnsmessage.Question{{
+		Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeSRV, Class: dnsmessage.ClassINET,
+	}}}
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reply dnsmessage.Message
+	if err := reply.Unpack(z.Answer(nil, b)); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range reply.Answers {
+		ports = append(ports, a.Body.(*dnsmessage.SRVResource).Port)
+	}
+	return ports
+}
+
+// TestServicesAreFound: what an agent publishes, and what a peer lets it reach,
+// is found by SRV; bare names are in the hosts file where that is wanted, but not
+// the agent's own.
+func TestServicesAreFound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hosts := filepath.Join(t.TempDir(), "hosts")
+		if err := os.WriteFile(hosts, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		w := newWorld(t)
+		defer w.close()
+		a, b := w.agent("alice", natlab.Linux), w.agent("bob", natlab.Linux)
+		a.stop()
+		a.cfg.DNS, a.cfg.HostsFile, a.cfg.DNSSearch = resolv.HostFile, hosts, true
+		a.cfg.Network = &quietNetwork{taken: map[uint16]bool{}}
+		a.start()
+		w.befriend(a, b, "7,1003", "7")
+		eventually(t, "what bob lets alice reach is found", func() bool {
+			return slices.Equal(servicePorts(t, a.naming.zone, "_a2a._tcp.bob.pilot.internal."), []uint16{1003}) &&
+				slices.Equal(servicePorts(t, a.naming.zone, "_echo._tcp.bob.pilot.internal."), []uint16{7}) &&
+				servicePorts(t, a.naming.zone, "_mqtt._tcp.bob.pilot.internal.") == nil
+		})
+		eventually(t, "the bare name is in the hosts file", func() bool {
+			text, err := os.ReadFile(hosts)
+			return err == nil && strings.Contains(string(text), b.ID().ULA+" bob.pilot.internal bob # ") &&
+				strings.Contains(string(text), a.ID().ULA+" alice.pilot.internal # ")
+		})
+		if _, err := a.Serve(w.ctx(5*time.Second), ServeOptions{Kind: "mcp", Target: "9999", Port: 9000}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "what alice publishes is found", func() bool {
+			return slices.Equal(servicePorts(t, a.naming.zone, "_mcp._tcp.alice.pilot.internal."), []uint16{9000})
+		})
+		if err := a.Unserve(w.ctx(5*time.Second), 9000); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is forgotten", func() bool {
+			return servicePorts(t, a.naming.zone, "_mcp._tcp.alice.pilot.internal.") == nil
+		})
 	})
 }

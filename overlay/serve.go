@@ -155,6 +155,7 @@ func (n *Node) Serve(ctx context.Context, o ServeOptions) (Served, error) {
 	if err != nil {
 		return Served{}, serveError(err, r.Port)
 	}
+	n.loop.nudgeNames()
 	n.log.Info("published", "kind", r.Kind, "target", r.Target, "port", r.Port, "allow", len(r.Allow))
 	return n.served(s, n.store.Peers()), nil
 }
@@ -165,6 +166,7 @@ func (n *Node) Unserve(ctx context.Context, port uint16) error {
 	if err != nil {
 		return serveError(err, port)
 	}
+	n.loop.nudgeNames()
 	n.log.Info("not published any more", "kind", r.Kind, "target", r.Target, "port", r.Port)
 	return nil
 }

@@ -11,9 +11,8 @@ const (
 	negativeTTL = 5  // and one that there is none
 
 	headerSize = 12
-	plainSize  = 512   // of a UDP reply without EDNS
-	ednsSize   = 1232  // of one with EDNS, at most; also what we say we take
-	streamSize = 65535 // of a reply over TCP
+	plainSize  = 512  // of a UDP reply without EDNS
+	ednsSize   = 1232 // of one with EDNS, at most; also what we say we take
 
 	rcodeBadVersion dnsmessage.RCode = 16 // RFC 6891 9; the header holds the low 4 bits
 
@@ -23,16 +22,9 @@ const (
 // Answer appends the reply to a query that came in one datagram, and returns dst
 // as it was if the query deserves none. It neither waits nor keeps anything.
 func (z *Zone) Answer(dst, query []byte) []byte {
-	dst, _ = z.answer(dst, query, false)
-	return dst
-}
-
-// answer also reports whether the question is about names that are not ours and
-// may be passed on. A stream has no limit but that of its length field.
-func (z *Zone) answer(dst, query []byte, stream bool) (reply []byte, outside bool) {
 	q, ok := parse(query)
 	if !ok {
-		return dst, false
+		return dst
 	}
 	m := dnsmessage.Message{Header: dnsmessage.Header{
 		ID: q.header.ID, Response: true, OpCode: q.header.OpCode,
@@ -42,15 +34,12 @@ func (z *Zone) answer(dst, query []byte, stream bool) (reply []byte, outside boo
 		m.Questions = []dnsmessage.Question{q.question}
 	}
 	if q.rcode == dnsmessage.RCodeSuccess {
-		outside = z.resolve(&m, &q.question)
+		z.resolve(&m, &q.question)
 	}
 	limit := plainSize
 	if q.edns {
 		limit = min(max(int(q.size), plainSize), ednsSize)
 		m.Additionals = []dnsmessage.Resource{q.option(m.RCode)}
-	}
-	if stream {
-		limit = streamSize
 	}
 	m.RCode &= 15
 	reply, err := m.AppendPack(dst)
@@ -59,9 +48,9 @@ func (z *Zone) answer(dst, query []byte, stream bool) (reply []byte, outside boo
 		reply, err = m.AppendPack(dst)
 	}
 	if err != nil {
-		return dst, false // a name that can be read but not written: there is none
+		return dst // a name that can be read but not written: there is none
 	}
-	return reply, outside
+	return reply
 }
 
 // A query is what parse found.
@@ -125,17 +114,16 @@ func (q *query) option(rcode dnsmessage.RCode) dnsmessage.Resource {
 	return dnsmessage.Resource{Header: h, Body: new(dnsmessage.OPTResource)}
 }
 
-// resolve fills in what the zone knows, and reports whether the question may be
-// put to others instead.
-func (z *Zone) resolve(m *dnsmessage.Message, q *dnsmessage.Question) (outside bool) {
+// resolve fills in what the zone knows.
+func (z *Zone) resolve(m *dnsmessage.Message, q *dnsmessage.Question) {
 	m.RCode = dnsmessage.RCodeRefused
 	if q.Type == dnsmessage.TypeAXFR || q.Type == typeIXFR || q.Class != dnsmessage.ClassINET && q.Class != dnsmessage.ClassANY {
-		return false
+		return
 	}
 	name := fold(&q.Name)
 	origin := zoneOf(name)
 	if origin == "" {
-		return true
+		return
 	}
 	// There is nothing below us that would need recursion, so that it is available.
 	m.Authoritative, m.RecursionAvailable = true, m.RecursionDesired
@@ -149,7 +137,6 @@ func (z *Zone) resolve(m *dnsmessage.Message, q *dnsmessage.Question) (outside b
 	if len(m.Answers) == 0 {
 		m.Authorities = []dnsmessage.Resource{resource(mustName(origin), negativeTTL, authority())}
 	}
-	return false
 }
 
 // of returns the records of one type; for ANY those of the first type that has

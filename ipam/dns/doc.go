@@ -15,7 +15,8 @@
 //	dns.pilot.internal                  AAAA  Address, where these questions are answered
 //	pilot.internal, the reverse zone    SOA, NS
 //
-// SRV records stand for the services that an Entry lists. There is no A record
+// SRV records stand for the services that an Entry lists: what this agent
+// publishes, and what peers let it reach at well-known ports. There is no A record
 // for anything: the overlay has IPv6 only, and a program that got both would
 // give the one that works too little time.
 //
@@ -26,7 +27,8 @@
 //   - Any other name of the two zones: NXDOMAIN. An agent that exists but is not
 //     trusted is not in the data, so it takes the same code path to the same
 //     bytes as one that does not exist.
-//   - Names elsewhere: REFUSED; a Server with a Forwarder asks others instead.
+//   - Names elsewhere: REFUSED. No question is ever passed on: where a system cannot
+//     ask us about our zones alone it is not told of us.
 //   - ANY: one set of records of the name (RFC 8482). AXFR and IXFR: REFUSED.
 //     An operation other than QUERY: NOTIMP. Not exactly one question
 //     (RFC 9619), or not a DNS message: FORMERR. EDNS of a version above 0:
@@ -52,7 +54,4 @@
 // It answers UDP to port 53 alone. What else goes to Address, DNS over TCP
 // included, is refused by the packet path like a packet to an unknown peer: a
 // program that falls back to TCP fails at once instead of waiting.
-//
-// Server does the same on sockets, UDP and TCP (RFC 7766), for places that have
-// no TUN.
 package dns

@@ -38,8 +38,8 @@ type Config struct {
 	Server netip.Addr
 	// Domain is the zone of the names, Reverse that of their addresses.
 	Domain, Reverse string
-	// Search makes bare names be looked up in Domain as well, where the means
-	// can do that: the hosts file cannot.
+	// Search makes bare names be looked up in Domain as well. For the hosts file
+	// they have to be among the names of the entries.
 	Search bool
 	// Probe is a name that Server always answers with its own address.
 	Probe string
