@@ -211,6 +211,9 @@ func (h *home) events(now instant, events []relay.HomeEvent) {
 		switch e.Kind {
 		case relay.Registered:
 			h.since, h.lastErr, h.registeredAt = time.Time{}, nil, now.wall
+			if len(l.facts.UDP) == 0 && !h.host.ladder.Rung().Stream() {
+				l.surveyAgain()
+			}
 			l.log.Info("registered", "server", h.host.server.HostPort(), "observed", e.Addr)
 			h.mailDue = true
 			l.setSkew(now, e.Time)

@@ -56,6 +56,8 @@ type loop struct {
 	life       lifetime   // of NAT mappings
 	facts      natt.Facts // of the last survey
 	surveyed   time.Time
+	resurvey   alarm
+	surveys    int // in a row that found no UDP
 	surveying  bool
 	ifaces     []netip.Prefix
 	mapped     []netip.AddrPort // what gateways mapped for us

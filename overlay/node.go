@@ -170,6 +170,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	l.instance = binary.BigEndian.Uint64(b[:])
 	l.minute.ring = l.everyMinute
 	l.life.alarm.ring = l.measureLifetime
+	l.resurvey.ring = func(instant) { l.surveyAgain() }
 	n.loop = l
 	n.serving = n.newServing()
 }

@@ -169,11 +169,32 @@ func (l *loop) surveyAgain() {
 		l.post(func(now instant) {
 			l.surveying = false
 			if err == nil {
-				l.setFacts(now, f)
+				l.surveyEnded(now, f)
 			}
 		})
 	})
 }
+
+// surveyEnded takes the outcome of a survey. One without any answer is not believed where
+// a server is reached over UDP, and is repeated in any case: a machine that is busy
+// with starting loses answers, or is late to read them.
+func (l *loop) surveyEnded(now instant, f natt.Facts) {
+	if len(f.UDP) > 0 {
+		l.surveys = 0
+		l.setFacts(now, f)
+		return
+	}
+	if len(l.lifetimeServers()) == 0 {
+		l.setFacts(now, f)
+	}
+	l.alarms.set(&l.resurvey, now.wall.Add(min(resurveyFirst<<min(l.surveys, 6), resurveyMost)))
+	l.surveys++
+}
+
+const (
+	resurveyFirst = time.Second // after a survey without an answer, doubled
+	resurveyMost  = time.Minute
+)
 
 // Netcheck finds out, anew, how this host is connected.
 func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {

@@ -38,8 +38,12 @@ const (
 	askedLately    = 15 * time.Second // nobody climbs for a question older than this
 )
 
-// retestTries is when the questions of one test for UDP leave.
-var retestTries = [...]time.Duration{0, 200 * time.Millisecond, 600 * time.Millisecond}
+// retestTries is when the questions of one test for UDP leave, the last ones only after
+// a stream was taken: it may have won because the machine was busy.
+var retestTries = [...]time.Duration{0, 200 * time.Millisecond, 600 * time.Millisecond, 1500 * time.Millisecond, 4500 * time.Millisecond}
+
+// laterTries is how many of them a later test has.
+const laterTries = 3
 
 // A LadderActionKind says what a LadderAction asks for.
 type LadderActionKind uint8
@@ -108,6 +112,7 @@ type Ladder struct {
 	standby time.Time // when port 443, which answered, is used if the own one has not
 	testAt  time.Time // next question of the test for UDP
 	test    int
+	tests   int           // since a stream was taken
 	every   time.Duration // between tests
 }
 
@@ -213,6 +218,7 @@ func (l *Ladder) use(now time.Time, r Rung, id int) {
 	l.do(LadderAction{Kind: LadderUse, Rung: r, Port: l.port(r), ID: id})
 	l.test, l.testAt = 0, time.Time{}
 	if r.Stream() {
+		l.tests = 0
 		l.testAt = now // perhaps it was only slow
 	}
 }
@@ -436,10 +442,15 @@ func (l *Ladder) testStep(now time.Time) {
 		return
 	}
 	l.probe()
-	if l.test++; l.test < len(retestTries) {
+	tries := laterTries
+	if l.tests == 0 {
+		tries = len(retestTries)
+	}
+	if l.test++; l.test < tries {
 		l.testAt = now.Add(retestTries[l.test] - retestTries[l.test-1])
 		return
 	}
 	l.test = 0
-	l.testAt = now.Add(l.every - retestTries[len(retestTries)-1])
+	l.tests++
+	l.testAt = now.Add(l.every - retestTries[tries-1])
 }
