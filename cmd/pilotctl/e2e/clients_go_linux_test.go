@@ -117,7 +117,7 @@ func (l *lab) goServers(t *testing.T, host, file string) {
 // two events of which the second comes after a request for /next, and a page
 // whose script talks to a WebSocket.
 func webOf(file string) http.Handler {
-	next := make(chan struct{}, 1)
+	next, seen := make(chan struct{}, 1), make(chan struct{}, 1)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/page", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, page) })
 	mux.HandleFunc("/upload", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
@@ -143,8 +143,14 @@ func webOf(file string) http.Handler {
 		io.WriteString(w, `<!doctype html><p id=said>nothing</p><script>
 const socket = new WebSocket('ws://' + location.host + '/ws')
 socket.onopen = () => socket.send('hello from ' + 'a browser')
-socket.onmessage = (m) => { said.textContent = 'the socket says ' + m.data }
-</script>`)
+socket.onmessage = (m) => { said.textContent = 'the socket says ' + m.data; socket.send('seen') }
+</script><img src="/until-seen">`) // without which the page is not complete
+	})
+	mux.HandleFunc("/until-seen", func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-seen:
+		case <-r.Context().Done():
+		}
 	})
 	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
 		c, err := websocket.Accept(w, r, nil) // refuses an Origin that is not its Host
@@ -154,6 +160,10 @@ socket.onmessage = (m) => { said.textContent = 'the socket says ' + m.data }
 		defer c.CloseNow()
 		for {
 			kind, b, err := c.Read(r.Context())
+			if err == nil && string(b) == "seen" {
+				seen <- struct{}{}
+				return
+			}
 			if err != nil || c.Write(r.Context(), kind, b) != nil {
 				return
 			}
