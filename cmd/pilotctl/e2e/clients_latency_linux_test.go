@@ -52,15 +52,24 @@ func TestLatency(t *testing.T) {
 	direct(t, alice, bob)
 	l.latencyServers(t, bob)
 	bob.pilot(t, "serve", "http", "3000", "--port", "8081")
+	bob.pilot(t, "events", "--allow", "alice=peer/alice/#")
 
 	veth := wired("b1")
 	http := []way{{"plain veth", "http://" + veth + ":8080/"}, {"overlay", bobs + "8080/"}, {"overlay, serve http", bobs + "8081/"}}
-	mqtt := []way{{"mosquitto, plain veth", veth + " 1883"}, {"mosquitto, overlay", "bob.pilot.internal 1883"}}
+	mqtt := []way{{"mosquitto, plain veth", veth + " 1883"}, {"mosquitto, overlay", "bob.pilot.internal 1883"}, {"events 1002, overlay", "bob.pilot.internal 1002"}}
 	wrk := func(conns int) func(*testing.T, way) []float64 {
 		return func(t *testing.T, w way) []float64 { return l.wrk(t, alice, w, conns, seconds) }
 	}
-	mosquitto := func(qos int) func(*testing.T, way) []float64 {
-		return func(t *testing.T, w way) []float64 { return l.mosquitto(t, alice, w, qos, events) }
+	runs := 0
+	mosquitto := func(qos int, session bool) func(*testing.T, way) []float64 {
+		return func(t *testing.T, w way) []float64 {
+			runs++ // each has a topic and a session of its own
+			var options []string
+			if session {
+				options = []string{"-c", "-x", "3600", "-i", fmt.Sprint("load", runs)}
+			}
+			return l.mosquitto(t, alice, w, fmt.Sprint("peer/alice/load", runs), qos, events, options)
+		}
 	}
 	report := latencyReport(t, rounds, seconds, events)
 	for _, group := range []struct {
@@ -68,7 +77,9 @@ func TestLatency(t *testing.T) {
 		loads   []load
 	}{
 		{[]string{"p50, µs", "p99, µs", "requests/s"}, []load{{"HTTP, 1 connection", http, wrk(1)}, {"HTTP, 32 connections", http, wrk(32)}}},
-		{[]string{"events/s", "lost"}, []load{{"MQTT 5, QoS 0", mqtt, mosquitto(0)}, {"MQTT 5, QoS 1", mqtt, mosquitto(1)}}},
+		{[]string{"events/s", "lost"}, []load{
+			{"MQTT 5, QoS 0", mqtt, mosquitto(0, false)}, {"MQTT 5, QoS 1", mqtt, mosquitto(1, false)}, {"MQTT 5, QoS 1, to a session that outlives its connection", mqtt, mosquitto(1, true)},
+		}},
 	} {
 		for _, load := range group.loads {
 			report.WriteString(load.measure(t, rounds, group.columns))
@@ -140,7 +151,8 @@ another order.
 HTTP is wrk for %d s against a server in Go that answers with 200 bytes; latencies are wrk's own, of requests that follow one
 another on each connection. "serve http" leads to the same server at 127.0.0.1. MQTT is mosquitto_pub with %d lines of 100
 bytes and one mosquitto_sub on the same machine; the rate is between the first and the last that arrives. mosquitto keeps
-nothing on disk and has no limit to its queues; events 1002 stores what has QoS 1 before it acknowledges it.
+everything in memory and has no limit to its queues; events 1002 has what is for a session that outlives its connection on
+the disk before it acknowledges it.
 `, time.Now().UTC().Format(time.DateOnly), strings.TrimSpace(string(commit)), unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, runtime.NumCPU(), rounds, seconds, events)
 	return b
 }
@@ -179,15 +191,15 @@ func (l *lab) wrk(t *testing.T, a *agent, w way, conns, seconds int) []float64 {
 	return []float64{p50, p99, rate}
 }
 
-func (l *lab) mosquitto(t *testing.T, a *agent, w way, qos, events int) []float64 {
+func (l *lab) mosquitto(t *testing.T, a *agent, w way, topic string, qos, events int, session []string) []float64 {
 	t.Helper()
 	host, port, _ := strings.Cut(w.reach, " ")
 	to := func(program string, more ...string) []string {
-		return append([]string{program, "-V", "5", "-h", host, "-p", port, "-q", itoa(qos), "-t", "peer/alice/load"}, more...)
+		return append([]string{program, "-V", "5", "-h", host, "-p", port, "-q", itoa(qos), "-t", topic}, more...)
 	}
 	ctx, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer stop()
-	sub := a.command(ctx, to("mosquitto_sub", "-W", "110", "-F", "%U %l")...)
+	sub := a.command(ctx, to("mosquitto_sub", append(session, "-W", "110", "-F", "%U %l")...)...)
 	var times stamps
 	sub.Stdout = &times
 	if err := sub.Start(); err != nil {
