@@ -12,6 +12,7 @@ const (
 	maxListed    = 12              // of them, that were only listed: a peer that is heard from elsewhere finds room
 	firstPackets = 20              // to one of them
 	laterPackets = 10              // after each pause
+	seenPackets  = 80              // to one where a server saw the peer: several of our sockets may have met it
 	pauseFirst   = time.Minute     // doubled each time,
 	pauseMost    = 5 * time.Minute // up to this
 	forgetAfter  = 10 * time.Minute
@@ -28,8 +29,11 @@ type account struct {
 	times int       // attempts before
 }
 
-func (c *account) limit() int {
-	if c.times == 0 {
+func (a *Agent) limit(c *account) int {
+	switch {
+	case a.attested(c.addr.Addr()):
+		return seenPackets
+	case c.times == 0:
 		return firstPackets
 	}
 	return laterPackets
@@ -48,7 +52,7 @@ func (a *Agent) account(addr netip.AddrPort) *account {
 	return nil
 }
 
-// open returns the account of a route's address, new if there is room for it; nil if not.
+// openAccount returns the account of a route's address, new if there is room for it; nil if not.
 func (a *Agent) openAccount(r *route) *account {
 	if c := a.account(r.path.Remote); c != nil {
 		if a.now.Sub(c.last) >= c.rest() {
@@ -82,7 +86,7 @@ func (a *Agent) room(r *route) bool {
 	return n < maxListed
 }
 
-// due reports whether a burst may begin on a route: one that never answered is left alone for a minute and more after an
+// mayBurst reports whether a burst may begin on a route: one that never answered is left alone for a minute and more after an
 // attempt. NATs that got a flow wrong forget it in this time, and only then. A path that worked and died is another matter:
 // what cut it may end at any moment.
 func (a *Agent) mayBurst(r *route) bool {
@@ -102,7 +106,7 @@ func (a *Agent) spend(r *route) bool {
 		return a.spentAt(r.path.Remote) < maxSpent
 	}
 	c := a.openAccount(r)
-	if c == nil || c.sent >= c.limit() {
+	if c == nil || c.sent >= a.limit(c) {
 		return false
 	}
 	c.sent++
@@ -119,7 +123,7 @@ func (a *Agent) affords(r *route) bool {
 		return a.spentAt(r.path.Remote) < maxSpent
 	}
 	if c := a.account(r.path.Remote); c != nil {
-		return c.sent < c.limit() || a.now.Sub(c.last) >= c.rest()
+		return c.sent < a.limit(c) || a.now.Sub(c.last) >= c.rest()
 	}
 	return a.room(r)
 }

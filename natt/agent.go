@@ -125,6 +125,7 @@ type Action struct {
 	Traits     Traits      // ActCandidates
 	Pool       Pool        // ActCandidates, ActPool
 	TTL        int         // ActPunch, ActAim
+	Count      bool        // ActPool: ask a server first which port our NAT gives out
 	Budget     int         // ActUse
 }
 
@@ -220,6 +221,7 @@ func (a *Agent) SetLocal(now time.Time, c []Candidate) {
 		return
 	}
 	a.local = slices.Clone(c)
+	a.renewAttested()
 	a.rounds.told = false
 	if a.connected {
 		a.rounds.start = true
@@ -254,16 +256,20 @@ func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
 func (a *Agent) SetOffer(now time.Time, o Offer) {
 	a.at(now)
 	a.theirs = o.Traits
-	a.poolOffered(o.Pool)
 	if o.Pool.Sockets == 0 || !slices.Equal(o.Candidates, a.remote) {
 		a.SetRemote(now, o.Candidates)
 	}
+	a.poolOffered(o.Pool)
 }
 
 // SetRemote tells the agent that the peer's list of addresses arrived in the session.
 func (a *Agent) SetRemote(now time.Time, c []Candidate) {
 	a.at(now)
-	a.remote = slices.Clone(c[:min(len(c), MaxCandidates)])
+	c = c[:min(len(c), MaxCandidates)]
+	if !slices.Equal(c, a.remote) {
+		a.remote = slices.Clone(c)
+		a.doubtAttested()
+	}
 	fresh := a.list()
 	if !a.connected {
 		return
@@ -515,6 +521,7 @@ func (a *Agent) recheck() {
 	a.changed = false
 	a.refill()
 	a.accounts = nil
+	a.renewAttested()
 	a.rounds.told = false
 	a.rounds.next = 0
 	a.rounds.start = true

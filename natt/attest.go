@@ -13,7 +13,8 @@ var attestWaits = [...]time.Duration{
 }
 
 const (
-	attestAgain = 2               // questions in later rounds
+	attestAgain = 2 // questions in later rounds
+	attestRenew = 4
 	attestPause = 3 * time.Second // at least, before them, and four times as long each time
 	attestMost  = time.Minute
 	attestFor   = 10 * time.Minute // an answer is good for so long
@@ -24,6 +25,7 @@ type attestation struct {
 	addr  netip.AddrPort // zero: nothing
 	at    time.Time
 	asked int
+	renew int           // questions although there is an answer: our own address is another one, which the peer has to learn
 	next  time.Time     // question
 	pause time.Duration // after the last one, until a new round has the server asked again
 }
@@ -53,16 +55,30 @@ func (a *Agent) peerSeen() (netip.AddrPort, bool) {
 		if !a.attestedBy(r) {
 			continue
 		}
-		if c := UsableCandidates([]Candidate{{Observed, r.attest.addr}}, a.links, a.cfg.Exclude); len(c) == 1 && !c[0].Addr.Addr().IsPrivate() {
+		c := UsableCandidates([]Candidate{{Observed, r.attest.addr}}, a.links, a.cfg.Exclude)
+		if len(c) == 1 && !c[0].Addr.Addr().IsPrivate() && a.listsIP(c[0].Addr.Addr()) {
 			return r.attest.addr, true
 		}
 	}
 	return netip.AddrPort{}, false
 }
 
+// listsIP reports whether the peer's list has an IP address, or no public one of its family at all. One that a server saw
+// and the peer does not list is where the peer was before.
+func (a *Agent) listsIP(ip netip.Addr) bool {
+	others := false
+	for _, c := range UsableCandidates(a.remote, a.links, a.cfg.Exclude) {
+		if c.Addr.Addr() == ip {
+			return true
+		}
+		others = others || c.Addr.Addr().Is4() == ip.Is4() && !c.Addr.Addr().IsPrivate()
+	}
+	return !others
+}
+
 // attestAt is when a server is to be asked; zero for never.
 func (a *Agent) attestAt(r *route) time.Time {
-	if !r.path.Relayed() || !r.validated || !a.searchable() || a.direct() || !a.flowing() || a.attestedBy(r) {
+	if !r.path.Relayed() || !r.validated || !a.searchable() || a.direct() || !a.flowing() || a.attestedBy(r) && r.attest.renew == 0 {
 		return time.Time{}
 	}
 	if r.attest.next.IsZero() {
@@ -82,7 +98,27 @@ func (a *Agent) askServers() {
 		}
 		r.attest.next = a.now.Add(attestWaits[min(r.attest.asked, len(attestWaits)-1)])
 		r.attest.asked++
+		r.attest.renew = max(r.attest.renew-1, 0)
 		a.actions = append(a.actions, Action{Kind: ActAttest, Path: r.path})
+	}
+}
+
+// doubtAttested forgets what servers said if the peer's new list does not have it: the peer has moved.
+func (a *Agent) doubtAttested() {
+	for _, r := range a.routes {
+		ip := r.attest.addr.Addr()
+		if ip.IsValid() && !slices.ContainsFunc(a.remote, func(c Candidate) bool { return c.Addr.Addr() == ip }) {
+			r.attest = attestation{}
+		}
+	}
+}
+
+// renewAttested has the servers asked although they have answered: we have moved, and the peer has to learn it.
+func (a *Agent) renewAttested() {
+	for _, r := range a.routes {
+		if t := &r.attest; r.path.Relayed() {
+			t.asked, t.next, t.pause, t.renew = 0, time.Time{}, 0, attestRenew
+		}
 	}
 }
 

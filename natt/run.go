@@ -47,6 +47,7 @@ const (
 	runsKept   = 3
 	runsIn     = 10 * time.Minute
 	runPause   = 15 * time.Second
+	runAgain   = 2 * time.Second
 	runGrace   = 500 * time.Millisecond
 	runRepeat  = 250 * time.Millisecond
 	poolWait   = 2 * time.Second
@@ -88,7 +89,11 @@ type runs struct {
 
 	offered   Pool // the peer's
 	offeredAt time.Time
-	aimed     int // rounds of runAim
+	aimed     int            // rounds of runAim
+	alone     bool           // the pool is one fresh socket
+	dead      netip.AddrPort // where the path led that died; zero: none did, or a fresh socket was tried
+	diedAt    time.Time
+	fresh     tally
 	tried     map[uint16]struct{}
 	counted   int
 }
@@ -128,7 +133,11 @@ func (a *Agent) spentRuns() (n int, last time.Time) {
 // mayRun reports whether the budget has room for a run now.
 func (a *Agent) mayRun() bool {
 	n, last := a.spentRuns()
-	if n == runsKept || n > 0 && a.now.Sub(last) < runTime+runPause {
+	pause := runTime + runPause
+	if a.runs.fails == 0 {
+		pause = runAgain // the last one found a path, which died
+	}
+	if n == runsKept || n > 0 && a.now.Sub(last) < pause {
 		return false
 	}
 	return a.cfg.Gate.holder == nil
@@ -154,10 +163,13 @@ func (a *Agent) endRun() {
 		})
 		a.actions = append(a.actions, Action{Kind: ActPoolEnd})
 	}
-	o.fails++
+	if !o.alone {
+		o.fails++
+	}
 	if a.direct() {
 		o.fails = 0
 	}
+	o.alone = false
 	o.phase, o.tried, o.pool, o.offered = runIdle, nil, Pool{}, Pool{}
 	a.cfg.Gate.holder = nil
 }
@@ -171,12 +183,15 @@ func (a *Agent) Close(now time.Time) {
 // refill gives a new budget to runs because our network is another one.
 func (a *Agent) refill() {
 	a.endRun()
-	a.runs.began, a.runs.fails, a.runs.relayed = [runsKept]time.Time{}, 0, time.Time{}
+	a.runs.began, a.runs.fails, a.runs.relayed, a.runs.fresh = [runsKept]time.Time{}, 0, time.Time{}, tally{}
 }
 
 // run does what is due for runs.
 func (a *Agent) run() {
 	o := &a.runs
+	if o.phase == runIdle {
+		a.startFresh()
+	}
 	if o.phase == runIdle {
 		a.startRun()
 		return
@@ -250,12 +265,12 @@ func (a *Agent) startRun() {
 		a.beginRun(runOpening)
 		o.target, o.until, o.next = target, a.now.Add(poolWait), time.Time{}
 		a.actions = append(a.actions, Action{
-			Kind: ActPool, Path: Path{Remote: netip.AddrPortFrom(target.Addr(), 0)}, Pool: Pool{Sockets: CountSockets},
+			Kind: ActPool, Path: Path{Remote: netip.AddrPortFrom(target.Addr(), 0)}, Pool: Pool{Sockets: CountSockets}, Count: true,
 		})
 	case a.traits.Hard():
 		a.beginRun(runOpening)
 		o.target, o.until, o.next = target, a.now.Add(poolWait), time.Time{}
-		a.actions = append(a.actions, Action{Kind: ActPool, Path: Path{Remote: target}, Pool: Pool{Sockets: PoolSockets}})
+		a.actions = append(a.actions, Action{Kind: ActPool, Path: Path{Remote: target}, Pool: Pool{Sockets: PoolSockets}, Count: a.traits.Step != 0})
 	case o.offered.Sockets > 0 && a.now.Sub(o.offeredAt) < poolWait:
 		a.beginRun(runSearch)
 		o.target, o.until, o.next = target, a.now.Add(runTime), a.now
@@ -273,8 +288,15 @@ func (a *Agent) Pooled(now time.Time, p Pool) {
 		return
 	}
 	both := a.theirs.Hard()
-	if p.Sockets == 0 || both && p.Base == 0 {
+	if p.Sockets == 0 || (both || o.alone) && p.Base == 0 {
 		a.endRun()
+		return
+	}
+	if o.alone {
+		o.phase, o.pool = runAim, p
+		o.aimed, o.next = len(openerTTL), a.now.Add(a.relayRTT()/2+goMargin)
+		o.until = o.next.Add(aimRounds*aimPause + aimWait)
+		a.sendList()
 		return
 	}
 	if both {
@@ -394,6 +416,7 @@ func (a *Agent) poolOffered(p Pool) {
 	if p.Sockets > 0 {
 		a.runs.offered, a.runs.offeredAt = p, a.now
 		a.takeAim()
+		a.freshPort(p)
 	}
 }
 
@@ -401,7 +424,7 @@ func (a *Agent) poolOffered(p Pool) {
 func (a *Agent) runAt() time.Time {
 	o := &a.runs
 	if o.phase == runIdle {
-		return time.Time{} // what starts a run is user data
+		return a.freshAt() // what starts another run is user data
 	}
 	t := o.until
 	if !o.next.IsZero() && o.next.Before(t) {

@@ -181,6 +181,7 @@ func (a *Agent) fail() {
 	if o := a.fallback(); o != nil && o.path.Relayed() && !r.path.Relayed() && r.loss.worse(&o.loss) {
 		a.shun(r) // it will be back, and no better
 	}
+	a.died(r.path)
 	r.drop(a.now)
 	a.choose()
 	if a.use.route == r {

@@ -137,7 +137,7 @@ func (l *link) openPool(now instant, a *natt.Action) {
 		conns = append(conns, conn)
 	}
 	numbers, err := l.loop.addSockets(conns)
-	if err != nil || len(conns) < poolLeast {
+	if err != nil || len(conns) < min(poolLeast, int(a.Pool.Sockets)) {
 		l.loop.removeSockets(numbers)
 		for _, c := range conns {
 			c.Close()
@@ -152,7 +152,7 @@ func (l *link) openPool(now instant, a *natt.Action) {
 		l.loop.jobs.do(func(context.Context) { p.read(s, n) })
 	}
 	l.loop.alarms.set(&p.alarm, now.wall)
-	if l.loop.facts.Step != 0 {
+	if a.Count {
 		p.count(now)
 	}
 }
