@@ -18,6 +18,7 @@ const (
 	dropOutTooBig                      // does not fit two halves
 	dropOutSession                     // session at its limit
 	dropOutSend                        // the socket refused it
+	dropOutStream                      // too old in the queue of a stream to a server
 	// From the network, before authentication.
 	dropInUnknown    // first byte is no message of ours
 	dropInShort      // length is wrong for its type
@@ -47,7 +48,7 @@ const (
 
 var dropNames = [dropReasons]string{
 	"out_version", "out_source", "out_prefix", "out_multicast", "out_no_peer", "out_scope",
-	"out_queue", "out_too_big", "out_session", "out_send",
+	"out_queue", "out_too_big", "out_session", "out_send", "out_stream",
 	"in_unknown", "in_short", "in_init_tag", "in_init_mac", "in_init_seen", "in_init_budget",
 	"in_resp_index", "in_index", "in_loop",
 	"in_auth", "in_replay", "in_item", "in_version", "in_source", "in_destination", "in_header",

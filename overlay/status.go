@@ -75,12 +75,16 @@ type Peer struct {
 	Path        string     `json:"path"` // "direct", "relay", "none"
 	Endpoint    string     `json:"endpoint,omitempty"`
 	RTTMillis   float64    `json:"rtt_ms"`
+	Loss        float64    `json:"loss"`             // share of challenges over the path without an answer, 0 to 1
 	Budget      int        `json:"budget,omitempty"` // largest outer packet of the path, bytes
 	RxBytes     uint64     `json:"rx_bytes"`
 	TxBytes     uint64     `json:"tx_bytes"`
 	LastSeen    *time.Time `json:"last_seen,omitempty"`
 	WhyNot      string     `json:"why_not_direct,omitempty"`
-	Note        string     `json:"note,omitempty"` // e.g. "no answer: offline, revoked us, or lost its state"
+	Reason      string     `json:"why_not_direct_reason,omitempty"` // natt.Reason: one word of a closed set
+	Changed     *time.Time `json:"last_change,omitempty"`           // when data last moved to another path
+	GapMillis   float64    `json:"last_gap_ms,omitempty"`           // longest silence around that, under traffic
+	Note        string     `json:"note,omitempty"`                  // e.g. "no answer: offline, revoked us, or lost its state"
 }
 
 // Request is a trust request that waits, received or sent. Name and Reason are

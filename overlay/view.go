@@ -67,6 +67,9 @@ func (n *Node) Status() Status {
 		s.Servers = n.loop.serverStatus(now)
 		s.State = n.loop.state(s.Servers)
 		s.Lifetime = n.loop.lifetimeStatus()
+		if k := n.loop.carriersDropped(); k > 0 {
+			s.Drops[dropNames[dropOutStream]] += k
+		}
 		if n.loop.skew != 0 {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is off by %v; set it", -n.loop.skew.Round(time.Second)))
 		}
@@ -187,8 +190,13 @@ func (l *loop) peerView(now instant, b trust.Peer) Peer {
 	if tx := k.peer.tx.Load(); tx != nil {
 		st := k.agent.Status()
 		p.Endpoint, p.RTTMillis, p.Budget, p.WhyNot = tx.path.Remote.String(), millis(st.RTT), tx.budget, st.WhyNotDirect
+		p.Loss, p.GapMillis = st.Loss, millis(st.Gap)
 		if p.Path = "direct"; tx.path.Relayed() {
-			p.Path = "relay"
+			p.Path, p.Reason = "relay", st.Reason.String()
+		}
+		if !st.Changed.IsZero() {
+			t := st.Changed.Round(0)
+			p.Changed = &t
 		}
 	} else if k.try != nil && p.Note == "" {
 		p.Note = "connecting"

@@ -292,6 +292,7 @@ func (l *loop) closeCarrier(h *serverHost, id int) {
 	delete(h.carriers, id)
 	c.cancel()
 	if c.conn != nil {
+		l.drops.n[dropOutStream].Add(c.conn.Dropped())
 		l.removeSocket(c.number)
 		l.jobs.do(func(context.Context) { c.conn.Close() })
 	}
@@ -376,6 +377,18 @@ func (l *loop) shut(h *serverHost) {
 	for id := range h.carriers {
 		l.closeCarrier(h, id)
 	}
+}
+
+// carriersDropped counts what open carriers had to drop.
+func (l *loop) carriersDropped() (n uint64) {
+	for _, h := range l.hosts {
+		for _, c := range h.carriers {
+			if c.conn != nil {
+				n += c.conn.Dropped()
+			}
+		}
+	}
+	return n
 }
 
 // shutCarriers closes all carriers once their queues are empty, or soon.
