@@ -63,6 +63,10 @@ func configure(name string, addr, route netip.Prefix, mtu int, log *slog.Logger)
 	if err := enableIPv6(name); err != nil {
 		return err
 	}
+	// What the host sends to its own address goes through the loopback device.
+	if err := enableIPv6("lo"); err != nil {
+		log.Warn("programs of this machine cannot reach its own address", "error", err)
+	}
 	ipnet := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 128)}
 	err = h.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE})
 	if err != nil {

@@ -54,7 +54,9 @@
 // address and no multicast, so the kernel sends nothing into it unasked. Its
 // gso_max_size is such that the full segments of a superpacket still fit one UDP
 // send when each has become a frame. Interfaces that start with IPv6 disabled, as
-// in some containers, have it enabled for this one only.
+// in some containers, have it enabled for this one and for the loopback device,
+// through which goes what the host sends to its own address, and for no other. The
+// loopback device keeps it.
 //
 // Offloads that a kernel lacks are done without: without UDP segmentation (before
 // Linux 6.2) datagrams come one by one, and without the virtio header the device
