@@ -186,7 +186,7 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	if s.Lifetime.State == "known" {
 		facts(w, "nat keeps", lifetimeText(s.Lifetime))
 	}
-	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)),
+	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)), "offloads", offloadText(s),
 		"services", servicesText(s.Services), "up for", span(p.now().Sub(s.Started)))
 	for _, warning := range s.Warnings {
 		facts(w, "warning", warning)
@@ -197,6 +197,15 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 		fmt.Fprintln(w)
 		dropTable(w, s.Drops)
 	}
+}
+
+// offloadText says what the kernel does for the packet path: without these
+// pilotctl does it itself, and more slowly.
+func offloadText(s overlay.Status) string {
+	if s.Device.Offload == "" {
+		return ""
+	}
+	return "device " + s.Device.Offload + ", UDP " + s.Socket.Offload
 }
 
 // servicesText names the services with their ports, and says what ails them.
