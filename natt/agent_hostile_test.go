@@ -287,15 +287,16 @@ func TestWhyNotDirect(t *testing.T) {
 		connect       bool
 		wait          time.Duration
 		want          string
+		reason        Reason
 	}{
-		{"no session", public, nil, false, 0, "no session"},
-		{"nothing known", nil, nil, true, 0, "neither side"},
-		{"no list", public, nil, true, 0, "the peer has sent no addresses yet"},
-		{"private", public, private, true, 0, "none of the peer's 1 address can be tried"},
-		{"families", public, six, true, 0, "we have only IPv4 addresses and the peer only IPv6"},
-		{"trying", public, public, true, 50 * ms, "trying 1 address now"},
-		{"filtered", public, public, true, 900 * ms, "no answer to 7 probes at 1 address"},
-		{"idle", public, public, true, 20 * time.Second, "when there is traffic"},
+		{"no session", public, nil, false, 0, "no session", NoSession},
+		{"nothing known", nil, nil, true, 0, "neither side", NoAddresses},
+		{"no list", public, nil, true, 0, "the peer has sent no addresses yet", NoAddresses},
+		{"private", public, private, true, 0, "none of the peer's 1 address can be tried", Unusable},
+		{"families", public, six, true, 0, "we have only IPv4 addresses and the peer only IPv6", OneFamily},
+		{"trying", public, public, true, 50 * ms, "trying 1 address now", Trying},
+		{"filtered", public, public, true, 900 * ms, "no answer to 7 probes at 1 address", Filtered},
+		{"idle", public, public, true, 20 * time.Second, "when there is traffic", Filtered},
 	} {
 		a := NewAgent(AgentConfig{Controlling: true})
 		now := epoch
@@ -319,8 +320,8 @@ func TestWhyNotDirect(t *testing.T) {
 			}
 			now = next
 		}
-		if why := a.Status().WhyNotDirect; !strings.Contains(why, c.want) {
-			t.Errorf("%s: %q, want %q", c.name, why, c.want)
+		if st := a.Status(); !strings.Contains(st.WhyNotDirect, c.want) || st.Reason != c.reason {
+			t.Errorf("%s: %v, %q, want %v, %q", c.name, st.Reason, st.WhyNotDirect, c.reason, c.want)
 		}
 	}
 }

@@ -25,14 +25,13 @@ const (
 	Trying                         // the first attempts are under way
 	NotTried                       // they will be when there is traffic
 	Filtered                       // nothing answers: something on the way lets no UDP in
-	Limited                        // nothing answers, and the limit of probes is reached
 	StoppedAnswering               // there was a direct path, and it died
 	Lossy                          // the direct path loses packets that the relay does not lose
 )
 
 var reasonWords = [...]string{
 	"direct", "no-session", "no-addresses", "no-udp-here", "no-udp-there", "unusable-addresses", "one-family", "both-hard",
-	"hard-here", "hard-there", "not-attested", "trying", "not-tried", "filtered", "limited", "stopped-answering", "lossy",
+	"hard-here", "hard-there", "not-attested", "trying", "not-tried", "filtered", "stopped-answering", "lossy",
 }
 
 // Reasons lists all reasons.
@@ -115,8 +114,6 @@ func (a *Agent) reason(n attempts) Reason {
 		return StoppedAnswering
 	case n.probing > 0:
 		return Trying
-	case n.full == n.listed:
-		return Limited
 	case n.tried > 0:
 		return Filtered
 	}
