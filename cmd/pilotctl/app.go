@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -124,7 +125,7 @@ func polish(commands []*cli.Command, parent string) {
 					WithHint("pilotctl %s --help", c.Name)
 			}
 		}
-		polish(c.Subcommands, c.Name)
+		polish(c.Subcommands, strings.TrimSpace(parent+" "+c.Name))
 	}
 }
 

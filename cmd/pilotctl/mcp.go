@@ -43,7 +43,10 @@ func (p *program) mcp(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	config := mcp.Config{Version: release, ReadOnly: c.Bool("read-only"), Govern: c.Bool("govern"), Logger: p.logger(c.Bool("verbose"))}
+	config := mcp.Config{Version: release, ReadOnly: c.Bool("read-only"), Govern: c.Bool("govern")}
+	if c.Bool("verbose") {
+		config.Logger = p.logger(true)
+	}
 	for name := range strings.SplitSeq(c.String("allow"), ",") {
 		if name = strings.TrimSpace(name); name != "" {
 			config.Allow = append(config.Allow, name)

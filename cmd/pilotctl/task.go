@@ -257,9 +257,12 @@ func endedBadly(e tasks.Entry) *statusError {
 	case "rejected":
 		code, status = overlay.CodeDenied, exitStatus(overlay.CodeDenied)
 	}
-	why := ""
-	if e.Reason != "" {
-		why = ": " + quoted(e.Reason)
+	what := "the task was " + e.State
+	if e.State == "failed" {
+		what = "the task failed"
 	}
-	return &statusError{status: status, err: overlay.Errorf(code, "the task was %s%s", e.State, why)}
+	if e.Reason != "" && e.Reason != e.State {
+		what += ": " + quoted(e.Reason)
+	}
+	return &statusError{status: status, err: overlay.Errorf(code, "%s", what)}
 }

@@ -19,8 +19,8 @@
 //	        POST /v1/request  /v1/wait  /v1/accept  /v1/revoke  /v1/ping  /v1/serve  /v1/unserve
 //	govern  POST /v1/approve  /v1/reject  /v1/block  /v1/invite  /v1/down
 //
-// Services add paths of their own on both sockets: /v1/exchange/, see package
-// services/exchange.
+// Services add paths of their own on both sockets: /v1/exchange/ and /v1/tasks/,
+// see packages services/exchange and services/tasks.
 //
 // Revoking is a matter of use: it only ever takes exposure away. So is serving: a
 // published program is reached by those peers only whose grants, a matter of

@@ -4,7 +4,9 @@
 // makes; it opens no socket towards others itself.
 //
 //	port 7  echo        RFC 862, TCP and UDP
+//	1001    exchange    files and messages over HTTP
 //	1002    events      MQTT 5 and HTTP with Server-Sent Events
+//	1003    tasks       A2A, with a handler of the owner's choice
 //	any     publish     programs of this machine, by the owner's wish
 //
 // # Who may call
