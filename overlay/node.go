@@ -235,8 +235,12 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 	l.surveyAgain()
 }
 
-// mapPort keeps what the gateways map for us among our candidates. A mapping is
-// a hint like any other: peers use it after a challenge came back over it.
+// mapPort keeps what the gateways map for us among our candidates, at once and
+// unproved: waiting for a proof would cost the time that a mapping is to save. The
+// proof is the peer's. A path carries data only after a challenge over it was
+// answered, hence after a packet came in through the mapping; and a gateway that
+// errs or lies has a peer send a few small packets to an address, as any wrong
+// candidate does.
 func (n *Node) mapPort(ctx context.Context) error {
 	err := n.cfg.Underlay.MapPort(ctx, n.plane.conn.LocalAddr().Port(), func(at []netip.AddrPort) {
 		n.loop.post(func(now instant) {

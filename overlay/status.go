@@ -117,7 +117,10 @@ type Netcheck struct {
 	UDPBlocked []uint16       `json:"udp_blocked"`         // server ports that were asked and did not
 	IPv6       bool           `json:"ipv6"`                // a public IPv6 address is there
 	Servers    []ServerStatus `json:"servers"`
-	STUN       []string       `json:"stun"` // third-party servers that were asked too, HOST:PORT
+	// PortMappings are the addresses that gateways say lead to us. Peers are offered them,
+	// and send there only what proves them, until it is answered.
+	PortMappings []string `json:"port_mappings"`
+	STUN         []string `json:"stun"` // third-party servers that were asked too, HOST:PORT
 	// Lifetime is measured in the background over minutes.
 	Lifetime LifetimeStatus `json:"mapping_lifetime"`
 }

@@ -203,6 +203,10 @@ func (n *Node) Netcheck(ctx context.Context) (Netcheck, error) {
 	var r Netcheck
 	err := l.call(ctx, func(now instant) {
 		r.Servers, r.Lifetime = l.serverStatus(now), l.lifetimeStatus()
+		r.PortMappings = []string{}
+		for _, a := range l.mapped {
+			r.PortMappings = append(r.PortMappings, a.String())
+		}
 		for _, h := range l.servers {
 			if a, ok := h.host.addr(); ok {
 				servers = append(servers, a)

@@ -61,7 +61,7 @@ func netcheckText(w io.Writer, n overlay.Netcheck) {
 	}
 	facts(w, "mapping", n.Mapping, "filtering", n.Filtering, "port step", step, "seen as", n.Mapped,
 		"udp answers", portList(n.UDP), "udp silent", portList(n.UDPBlocked), "public ipv6", ipv6,
-		"asked too", strings.Join(n.STUN, ", "), "mapping kept", lifetimeText(n.Lifetime))
+		"port mapped", strings.Join(n.PortMappings, ", "), "asked too", strings.Join(n.STUN, ", "), "mapping kept", lifetimeText(n.Lifetime))
 	for _, s := range n.Servers {
 		facts(w, "server", serverText(s))
 	}

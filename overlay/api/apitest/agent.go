@@ -232,7 +232,7 @@ func (a *Agent) Netcheck(context.Context) (overlay.Netcheck, error) {
 	return overlay.Netcheck{
 		Mapping: "endpoint-independent", Filtering: "address-and-port", Mapped: "203.0.113.5:4242",
 		UDP: []uint16{443, 3478}, UDPBlocked: []uint16{}, Servers: a.Status().Servers,
-		Lifetime: a.Status().Lifetime, STUN: []string{},
+		Lifetime: a.Status().Lifetime, PortMappings: []string{"203.0.113.5:4242"}, STUN: []string{},
 	}, nil
 }
 
