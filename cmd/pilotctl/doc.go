@@ -19,10 +19,12 @@
 //
 // A setting comes from its flag, else from the environment (PILOT_STATE_DIR,
 // PILOT_SOCKET, PILOT_CONFIG, PILOT_NAME, PILOT_SERVER, PILOT_TUN, PILOT_DNS,
-// PILOT_PORT, PILOT_SERVICES, PILOT_JSON), else from the configuration file, else it has its
-// default. Root uses the places of the system, other users those of the XDG base
-// directories. When only the state directory is named, the configuration and the
-// sockets are in it too, so that many agents can run on one machine.
+// PILOT_DNS_SEARCH, PILOT_PORT, PILOT_SERVICES, PILOT_CA_FILE, PILOT_JSON), else
+// from the configuration file, else it has its default; "pilotctl config show
+// --origin" tells which. Root uses the places of the system, other users those of
+// the XDG base directories. When only the state directory is named, the
+// configuration and the sockets are in it too, so that many agents can run on one
+// machine.
 //
 // Flags may stand before or after arguments; see normalise.
 package main

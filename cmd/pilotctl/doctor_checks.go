@@ -32,7 +32,7 @@ func (e *examination) daemon() []finding {
 	const check = "daemon"
 	if e.down != nil {
 		state := broken
-		if e.down.Code == overlay.CodeDenied {
+		if e.denied() {
 			state = unknown
 		}
 		return one(check, state, e.down.Message, e.down.Hint)
@@ -52,15 +52,20 @@ func (e *examination) daemon() []finding {
 	return list
 }
 
+// denied says that the daemon may well run, but not for this user.
+func (e *examination) denied() bool { return e.down != nil && e.down.Code == overlay.CodeDenied }
+
 func (e *examination) settings() []finding {
 	const check = "config"
 	if e.config != nil {
 		var with *overlay.Error
-		do := ""
-		if errors.As(e.config, &with) {
-			do = with.Hint
+		if !errors.As(e.config, &with) {
+			return one(check, broken, e.config.Error(), "")
 		}
-		return one(check, broken, e.config.Error(), do)
+		if with.Code == overlay.CodeDenied {
+			return one(check, unknown, with.Message, "")
+		}
+		return one(check, broken, with.Message, with.Hint)
 	}
 	return one(check, fine, "pilotctl config show --origin tells what is set where", "")
 }
@@ -152,7 +157,10 @@ func (e *examination) ipv6() []finding {
 	const check = "ipv6"
 	f, s := e.machine.ipv6, e.status
 	enable := "sysctl -w net.ipv6.conf.all.disable_ipv6=0; for a container --sysctl net.ipv6.conf.all.disable_ipv6=0"
-	if len(f.rivals) > 0 {
+	switch {
+	case len(f.rivals) > 0 && e.denied():
+		return one(check, unknown, "only the daemon's users can tell its device from others", "")
+	case len(f.rivals) > 0:
 		return one(check, broken, fmt.Sprintf("%s, inside %v, which is Pilot's", strings.Join(f.rivals, "; "), ipam.Prefix()),
 			"stop the agent or tunnel that uses it, or run this one in a network namespace of its own")
 	}
@@ -218,6 +226,9 @@ func (e *examination) firewall() []finding {
 func (e *examination) servers() []finding {
 	const check = "server"
 	if len(e.machine.servers) == 0 {
+		if e.config != nil {
+			return one(check, unknown, "they are among the settings", "")
+		}
 		if len(e.status.Servers) == 0 {
 			return one(check, doubt, "none is configured: others cannot find this agent", "pilotctl up --server HOST#KEY")
 		}
