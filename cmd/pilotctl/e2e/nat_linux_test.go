@@ -14,13 +14,15 @@ import (
 // what it does not have yet, so an interrupted measurement goes on where it
 // ended. It runs with PILOT_NAT=1 only (make nat). PILOT_NAT_RUNS says how
 // often at most a pair or event is measured, PILOT_NAT_ONLY which (a regular
-// expression for the whole name), and PILOT_NAT_LABS how many at a time (2).
+// expression for the whole name), PILOT_NAT_LABS how many at a time (2), and
+// PILOT_NAT_RATE how many packets a second each side sends during an event (1000).
 func TestNATs(t *testing.T) {
 	if os.Getenv("PILOT_NAT") != "1" {
 		t.Skip("measures for most of an hour; PILOT_NAT=1 runs it")
 	}
 	needLab(t)
 	most, labs := numberFrom(t, "PILOT_NAT_RUNS", 1000), numberFrom(t, "PILOT_NAT_LABS", 2)
+	rate := numberFrom(t, "PILOT_NAT_RATE", fullRate)
 	only := ".*"
 	if s := os.Getenv("PILOT_NAT_ONLY"); s != "" {
 		only = s
@@ -42,7 +44,7 @@ func TestNATs(t *testing.T) {
 			for k := results.countEvent(e.name); k < min(eventRuns, most); k++ {
 				if wanted(e.name) && e.idle == idle {
 					jobs = append(jobs, func() {
-						t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p, fullRate)) })
+						t.Run(e.name, func(t *testing.T) { results.addEvent(t, e.name, e.run(t, p, rate)) })
 					})
 				}
 			}

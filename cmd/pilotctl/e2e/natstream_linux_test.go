@@ -64,6 +64,7 @@ func (m *meeting) stream(t *testing.T, from, to *agent) *stream {
 	s.in = m.listenUDP(t, to.host, net.JoinHostPort(m.plan.ula[to.name], streamPort))
 	s.out = m.dial(t, from.host, "udp", net.JoinHostPort(m.plan.ula[to.name], streamPort)).(*net.UDPConn)
 	s.card = m.card(t, to.host)
+	ofStream(t, s.card)
 	for _, c := range []syscall.Conn{s.in, s.card} {
 		if err := stamp(c); err != nil {
 			t.Fatal(err)
@@ -164,6 +165,33 @@ func (s *stream) watch() {
 	})
 }
 
+// ofStream lets only frames of a stream come up: those that come in over an
+// Ethernet card and are long enough.
+func ofStream(t *testing.T, card *os.File) {
+	t.Helper()
+	const hardware = 1<<32 - 0x1000 + 28 // where a filter finds the kind of the card: SKF_AD_OFF + SKF_AD_HATYPE
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: hardware},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 3, K: unix.ARPHRD_ETHER},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_LEN},
+		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jf: 1, K: streamInner},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 17},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	raw, err := card.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+			unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}))
+	})
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // frames calls f for each frame of an Ethernet card that goes out or comes in,
 // until the file is closed.
 func frames(card *os.File, f func(b []byte, out bool, at time.Time)) {
@@ -203,6 +231,11 @@ func carriesStream(size int) bool {
 // isServer tells the addresses of rdv and rdv2.
 func isServer(a netip.Addr) bool {
 	return netip.MustParsePrefix("192.0.2.0/24").Contains(a) || netip.MustParsePrefix("2001:db8::/48").Contains(a)
+}
+
+// isSite tells the public addresses of the sites.
+func isSite(a netip.Addr) bool {
+	return netip.MustParsePrefix("203.0.113.0/24").Contains(a) || netip.MustParsePrefix("198.51.100.0/24").Contains(a)
 }
 
 // outerUDP reads the source and the size of the payload of a UDP datagram in an
@@ -371,7 +404,7 @@ func (l *lab) outgoing(t *testing.T, host string) *outgoing {
 				return
 			}
 			o.mu.Lock()
-			o.sent = append(o.sent, passage{at: at, from: to, direct: !isServer(to)})
+			o.sent = append(o.sent, passage{at: at, from: to, direct: isSite(to)})
 			o.mu.Unlock()
 		})
 	}()
@@ -382,20 +415,20 @@ func (l *lab) outgoing(t *testing.T, host string) *outgoing {
 	return o
 }
 
-// count is what went to servers and to others in some time.
-func (o *outgoing) count(from, to time.Time) (servers, others int) {
+// count is what went to servers and to other sites in some time.
+func (o *outgoing) count(from, to time.Time) (servers, peers int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, p := range o.sent {
 		switch {
 		case p.at.Before(from) || !p.at.Before(to):
 		case p.direct:
-			others++
-		default:
+			peers++
+		case isServer(p.from):
 			servers++
 		}
 	}
-	return servers, others
+	return servers, peers
 }
 
 // destination is that of an IP packet to one host.
