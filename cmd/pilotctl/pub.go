@@ -72,12 +72,14 @@ func (p *program) publish(c *cli.Context) error {
 	}
 	run := &publishing{eventPlace: at, patience: c.Duration("patience"), stored: func(int) error { return nil },
 		like: events.Message{Topic: place.topic, QoS: qos, Retain: c.Bool("retain"), ContentType: c.String("type")}}
-	source := oneEvent(args[1], p.stdin)
+	var source <-chan piece
 	if lines {
 		source = eachLine(p.stdin)
-		if p.json {
-			run.stored = func(line int) error { return p.encode(api.Success(map[string]int{"line": line})) }
-		}
+	} else {
+		source = oneEvent(args[1], p.stdin)
+	}
+	if lines && p.json {
+		run.stored = func(line int) error { return p.encode(api.Success(map[string]int{"line": line})) }
 	}
 	if err := run.all(c.Context, source); err != nil {
 		return err
@@ -158,8 +160,9 @@ func parseTopic(arg string) (topicPlace, error) {
 // An eventPlace is a broker: this agent's, or a peer's.
 type eventPlace struct {
 	*program
-	name string // of the peer; empty: this agent
-	at   string // address and port
+	name   string // of the peer; empty: this agent
+	at     string // address and port of a peer
+	socket string // of this agent
 }
 
 func (p *program) eventPlace(c *cli.Context, name string) (*eventPlace, error) {
@@ -167,30 +170,27 @@ func (p *program) eventPlace(c *cli.Context, name string) (*eventPlace, error) {
 	if err != nil {
 		return nil, err
 	}
-	ula := ""
 	if name == "" {
-		id, err := d.client.ID(c.Context)
+		at, err := p.places(c)
 		if err != nil {
 			return nil, err
 		}
-		ula = id.ULA
-	} else {
-		peer, err := d.peer(c.Context, name)
-		if err != nil {
-			return nil, err
-		}
-		const tcp = 6
-		if scope, err := trust.ParseScope(peer.Out); err != nil || !scope.Allows(tcp, events.Port) {
-			return nil, overlay.Errorf(overlay.CodeNotTrusted, "%s does not let this agent reach its events, port %d (but %s)", peer.Name, events.Port, portsText(peer.Out)).
-				WithHint("ask for it: pilotctl trust request CONTACT --ports %d --reason TEXT", events.Port)
-		}
-		name, ula = peer.Name, peer.ULA
+		return &eventPlace{program: p, socket: at.socket}, d.ready(c.Context)
 	}
-	addr, err := netip.ParseAddr(ula)
+	peer, err := d.peer(c.Context, name)
 	if err != nil {
-		return nil, overlay.Errorf(overlay.CodeInternal, "the daemon gave no address for %s", name)
+		return nil, err
 	}
-	return &eventPlace{program: p, name: name, at: netip.AddrPortFrom(addr, events.Port).String()}, nil
+	const tcp = 6
+	if scope, err := trust.ParseScope(peer.Out); err != nil || !scope.Allows(tcp, events.Port) {
+		return nil, overlay.Errorf(overlay.CodeNotTrusted, "%s does not let this agent reach its events, port %d (but %s)", peer.Name, events.Port, portsText(peer.Out)).
+			WithHint("ask for it: pilotctl trust request CONTACT --ports %d --reason TEXT", events.Port)
+	}
+	addr, err := netip.ParseAddr(peer.ULA)
+	if err != nil {
+		return nil, overlay.Errorf(overlay.CodeInternal, "the daemon gave no address for %s", peer.Name)
+	}
+	return &eventPlace{program: p, name: peer.Name, at: netip.AddrPortFrom(addr, events.Port).String()}, nil
 }
 
 const dialTime = 10 * time.Second
@@ -199,11 +199,7 @@ const dialTime = 10 * time.Second
 func (e *eventPlace) connect(ctx context.Context, config events.ClientConfig) (*events.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	dial := e.dial
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
-	conn, err := dial(ctx, "tcp", e.at)
+	conn, err := e.open(ctx)
 	if err != nil {
 		return nil, e.failed(err)
 	}
@@ -212,6 +208,16 @@ func (e *eventPlace) connect(ctx context.Context, config events.ClientConfig) (*
 		return nil, e.failed(err)
 	}
 	return client, nil
+}
+
+func (e *eventPlace) open(ctx context.Context) (net.Conn, error) {
+	switch {
+	case e.name == "":
+		return events.Dial(ctx, e.socket)
+	case e.dial != nil:
+		return e.dial(ctx, "tcp", e.at)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", e.at)
 }
 
 // failed is what happened with a broker, in the terms of this program. What can
@@ -235,6 +241,10 @@ func (e *eventPlace) failed(err error) error {
 	const takenOver, shuttingDown = 0x8e, 0x8b
 	code, hint := overlay.CodeInternal, ""
 	switch {
+	case e.name == "" && r.Status == 404:
+		return ownEventsError(err)
+	case r.Status == 503:
+		return overlay.Errorf(overlay.CodePeerOffline, "the events of %s do not run now", where).WithHint("pilotctl status says why").Retry()
 	case r.Code == takenOver:
 		return overlay.Errorf(overlay.CodeConflict, "another program took over the session").WithHint("a session is for one program at a time: choose another name")
 	case r.Code == shuttingDown:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 	"unicode"
@@ -75,7 +76,8 @@ func (p *program) subscribe(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return client.Close()
+		client.Close()
+		return p.result(map[string]string{"session": session}, func(w io.Writer) { fmt.Fprintf(w, "the session %q is gone\n", session) })
 	}
 	return run.all(c.Context)
 }

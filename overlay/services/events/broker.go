@@ -64,6 +64,7 @@ type Broker struct {
 	boot   string    // tells the event IDs of this process from others
 	jobs   chan *job // in the order in which events came
 	ended  chan struct{}
+	locals sync.WaitGroup // connections of the owner over the local API
 
 	mu          sync.Mutex
 	sessions    map[string]*session
@@ -77,6 +78,7 @@ type Broker struct {
 	history     history
 	trash       []garbage
 	streams     uint64
+	serving     context.Context // of Serve; nil: it does not run
 	gates       map[crypto.Fingerprint]*semaphore.Weighted
 }
 

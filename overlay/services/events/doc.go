@@ -9,7 +9,8 @@
 //
 //	a peer   publishes below peer/NAME/, NAME being the petname that the owner
 //	         gave it, and subscribes to what the owner allowed: at first public/#
-//	owner    programs of this machine, at the agent's own address: everything
+//	owner    programs of this machine, at the agent's own address or over the
+//	         local API: everything
 //
 // A subscription is granted when an allowed filter covers it, and every event is
 // checked again on its way out: what is no longer allowed stops at once. Wills and

@@ -57,7 +57,8 @@ type Change struct {
 }
 
 // Owner answers programs of this machine, below OwnerPath: GET shows a State, PATCH
-// with a list of Change says who may subscribe to what.
+// with a list of Change says who may subscribe to what, and POST connect with
+// Upgrade: mqtt becomes an MQTT connection.
 func (b *Broker) Owner() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var err error
@@ -65,6 +66,10 @@ func (b *Broker) Owner() http.Handler {
 		case rest == "" && r.Method == http.MethodGet:
 		case rest == "" && r.Method == http.MethodPatch:
 			err = b.patch(w, r)
+		case rest == connectPath && r.Method == http.MethodPost:
+			if err = b.upgrade(w, r); err == nil {
+				return
+			}
 		default:
 			err = refusal(packets.ErrTopicNameInvalid, http.StatusNotFound, "no such call: %s %.100q", r.Method, r.URL.Path)
 		}

@@ -62,6 +62,10 @@ func (s *Service) Owner() (string, http.Handler) {
 // Serve answers those who connect to l, and stores, until ctx ends. It closes l.
 func (b *Broker) Serve(ctx context.Context, l *services.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
+	b.mu.Lock()
+	b.serving = ctx
+	b.mu.Unlock()
+	defer b.locals.Wait()
 	q := newConnQueue(l.Addr())
 	web := b.httpServer(ctx)
 	g.Go(func() error { return b.Run(ctx) })
