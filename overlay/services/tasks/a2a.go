@@ -199,10 +199,7 @@ func (d desk) ListTasks(ctx context.Context, req *a2a.ListTasksRequest) (*a2a.Li
 	var last a2a.TaskID
 	more := false
 	err = d.book.latest(peer.Fingerprint, "", func(rec Record) bool {
-		task, _, err := d.look(peer.Fingerprint, rec.Task.ID)
-		if err != nil { // it has just gone
-			return true
-		}
+		task := d.live(rec).Task
 		if !matches(task, req) {
 			return true
 		}

@@ -163,10 +163,7 @@ func (t *Tasks) orderList(r *http.Request) (any, error) {
 	for _, fp := range peers {
 		n := 0
 		err := t.book.latest(fp, "", func(rec Record) bool {
-			if live, _, err := t.any(rec.Task.ID); err == nil {
-				rec = live
-			}
-			list = append(list, rec.entry().brief())
+			list = append(list, t.live(rec).entry().brief())
 			n++
 			return n < most
 		})

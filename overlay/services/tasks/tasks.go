@@ -137,11 +137,15 @@ func (t *Tasks) start(peer services.Peer, m *a2a.Message) (*run, error) {
 	}
 	m.TaskID, m.ContextID = task.ID, task.ContextID
 	r := newRun(Record{Peer: peer.Fingerprint, Name: peer.Name, Created: now, Updated: now, Task: task})
+	ctx, cancel := context.WithCancelCause(t.ctx)
+	r.cancel = cancel
 	h, err := t.admit(peer, r)
 	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
 	if h == nil {
+		cancel(nil)
 		task.Status = status(task, a2a.TaskStateRejected, now, textNoHandler)
 		close(r.ended)
 		return r, nil
@@ -154,10 +158,9 @@ func (t *Tasks) start(peer services.Peer, m *a2a.Message) (*run, error) {
 	if err != nil {
 		t.leave(r)
 		t.running.Done()
+		cancel(nil)
 		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(t.ctx)
-	r.cancel = cancel
 	go func() {
 		defer t.running.Done()
 		defer cancel(nil)
@@ -223,11 +226,10 @@ func (t *Tasks) work(ctx context.Context, r *run, h Handler, peer services.Peer,
 	r.finish(rec)
 }
 
-// outcome says what became of a task in words for the peer.
+// outcome says what became of a task in words for the peer. A handler that was told
+// to stop may end as if all were well.
 func outcome(ctx context.Context, h Handler, err error) (a2a.TaskState, string) {
 	switch cause := context.Cause(ctx); {
-	case err == nil && (cause == nil || !errors.Is(cause, errTooMuch)):
-		return a2a.TaskStateCompleted, ""
 	case errors.Is(cause, errCanceled):
 		return a2a.TaskStateCanceled, textCanceled
 	case errors.Is(cause, errStopped):
@@ -236,6 +238,8 @@ func outcome(ctx context.Context, h Handler, err error) (a2a.TaskState, string) 
 		return a2a.TaskStateFailed, fmt.Sprintf("the handler did not end within its time limit of %s", h.TimeLimit)
 	case errors.Is(cause, errTooMuch):
 		return a2a.TaskStateFailed, fmt.Sprintf("the handler wrote more than its limit of %d bytes", h.MaxOutput)
+	case err == nil:
+		return a2a.TaskStateCompleted, ""
 	}
 	return a2a.TaskStateFailed, err.Error()
 }
@@ -253,6 +257,19 @@ func (t *Tasks) look(peer crypto.Fingerprint, id a2a.TaskID) (*a2a.Task, *run, e
 		return nil, nil, err
 	}
 	return rec.Task, nil, nil
+}
+
+// live is a kept record as it is now, if its task is at work. It does not use the
+// book, which may be in the middle of a transaction: one in another could wait
+// for ever.
+func (t *Tasks) live(rec Record) Record {
+	t.mu.Lock()
+	r := t.runs[rec.Task.ID]
+	t.mu.Unlock()
+	if r == nil {
+		return rec
+	}
+	return r.record()
 }
 
 // cancelTask ends a task that is at work, and waits until that is kept.
