@@ -64,7 +64,7 @@ func (p *program) app() *cli.App {
 		Commands: []*cli.Command{
 			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
-			p.serveCommand(), p.fileCommand(), p.pubCommand(), p.subCommand(), p.eventsCommand(), p.taskCommand(), p.mcpCommand(), p.pingCommand(), p.netcheckCommand(), p.doctorCommand(), p.bugreportCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
+			p.serveCommand(), p.fileCommand(), p.pubCommand(), p.subCommand(), p.eventsCommand(), p.taskCommand(), p.mcpCommand(), p.pingCommand(), p.benchCommand(), p.netcheckCommand(), p.doctorCommand(), p.bugreportCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
 			p.configCommand(), p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
 		},
 		HideVersion:               true,

@@ -36,6 +36,8 @@ type desk struct {
 	machine machineFacts // that doctor finds
 
 	environment map[string]string
+
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func newDesk(t *testing.T) *desk {
@@ -72,6 +74,7 @@ func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, 
 		newNode: func(overlay.Config) (node, error) { return nil, errors.New("no node in this test") },
 		lookup:  fakeLookup,
 		examine: d.examine,
+		dial:    d.dial,
 	}
 	status = p.run(ctx, append([]string{"pilotctl", "--state-dir", d.dir}, args...))
 	hide := strings.NewReplacer(d.dir, "$STATE")
@@ -180,6 +183,14 @@ func TestGolden(t *testing.T) {
 		{"ping_never_direct", nil, []string{"ping", "bob", "--until-direct", "-c", "1"}},
 		{"ping_silence", refuse("ping", overlay.Errorf(overlay.CodeTimeout, "no answer within 5s").Retry()), []string{"ping", "bob", "-c", "2", "-i", "10ms"}},
 		{"ping_not_trusted", refuse("ping", overlay.Errorf(overlay.CodeNotTrusted, "dave is not trusted").WithHint("pilotctl trust request")), []string{"ping", "dave"}},
+		{"help_bench", nil, []string{"bench", "--help"}},
+		{"bench_no_echo", nil, []string{"bench", "bob"}},
+		{"bench_nobody", nil, []string{"bench", "dave"}},
+		{"bench_too_long", nil, []string{"bench", "bob", "--time", "2m"}},
+		{"bench_no_answer", func(a *apitest.Agent) {
+			a.Me.Peers[0].Out = "7"
+			refuse("ping", overlay.Errorf(overlay.CodeTimeout, "no answer within 5s").Retry())(a)
+		}, []string{"bench", "bob"}},
 		{"request", nil, []string{"trust", "request", bobContact, "--reason", "weekly report", "--ports", "8080"}},
 		{"request_offer_all", nil, []string{"trust", "request", bobContact, "--reason", "r", "--offer", "all"}},
 		{"request_granted", func(a *apitest.Agent) { a.Granted = true }, []string{"trust", "request", bobContact, "--reason", "r", "--ttl", "30d", "--wait", "30s"}},
