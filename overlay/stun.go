@@ -89,6 +89,7 @@ func stunTargets(ctx context.Context, u Underlay, servers []STUNServer) []netip.
 			} else if addrs, err = u.LookupNetIP(ctx, s.Host); err != nil {
 				return
 			}
+			addrs = slices.Clone(addrs) // they may be somebody else's
 			slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 			for _, ip := range addrs {
 				if publicSTUN(ip) {

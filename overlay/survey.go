@@ -41,14 +41,6 @@ func survey(ctx context.Context, u Underlay, clock Clock, servers []netip.AddrPo
 	}
 	// One after the other: a NAT that counts ports would be misread. And one port of
 	// each server only: a question to the other would let its answer in.
-	// And one port of each server: what was sent to the others would let in
-	// answers that a filter turns away.
-	asked := map[netip.Addr]bool{}
-	targets = slices.DeleteFunc(targets, func(a netip.AddrPort) bool {
-		twin := asked[a.Addr()]
-		asked[a.Addr()] = true
-		return twin
-	})
 	filtering, err := runSurvey(ctx, u, clock, natt.NewFilteringSurvey(clock.Now(), all))
 	facts.Filtering = filtering.Filtering
 	return facts, err
