@@ -2,7 +2,6 @@ package dns
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -115,11 +114,11 @@ func (t table) service(name string, s Service) {
 		return
 	}
 	at := t.at(kind + name)
-	at.srv = append(at.srv, dnsmessage.SRVResource{Port: s.Port, Target: target})
-	all := t.at(kind + zone)
-	if !slices.Contains(all.ptr, kind+name) {
+	if len(at.srv) == 0 {
+		all := t.at(kind + zone)
 		all.ptr = append(all.ptr, kind+name)
 	}
+	at.srv = append(at.srv, dnsmessage.SRVResource{Port: s.Port, Target: target})
 }
 
 // at returns the records of a name in one of the zones, and makes it and all
