@@ -34,6 +34,25 @@
 // loopback, link-local, multicast, broadcast or unspecified addresses, to its own, into the overlay's own prefix, or
 // to private addresses of networks it is not on. HostCandidates applies the same rules to what we offer.
 //
+// # Offers
+//
+// Behind the list may come parts, each of kind 1, length 1 and body, in rising order of kind and once each; parts of kinds
+// that are not known are skipped. A part that says nothing is left out, so that what is known has one encoding.
+//
+//	1 traits  mapping 1, filtering 1 (Behavior), step of the ports 1 (signed)
+//	2 pool    sockets opened for the peer 2 (not 0), port that the NAT gave out before them 2 (0: not known). With one socket and a
+//	          NAT that is not hard it is the port of this socket (fresh.go); with both NATs hard see run.go
+//	3 flags   1: UDP is blocked here
+//
+// # Limits of trust
+//
+// The peer may be hostile, and what it lists may be somebody else's. An address that has not answered gets at most 20 packets
+// (challenges and openers, each below 150 bytes) and then none for a minute; later attempts have 10 packets and are a minute,
+// two, four and then five minutes apart. At most 16 addresses in ten minutes get any. Naming them again, or others, changes
+// nothing; only a change of our own network does. Answers to challenges go where those came from, one to one and no larger.
+// Everything beyond (searches for the ports of hard NATs, pools of sockets) goes only to the address at which a server says that
+// it sees the peer, and a server says so only to a peer that asks for it (package relay, "Where the other end is").
+//
 // # Paths
 //
 // A Path is an address, or a channel of a relay. Which one a peer's packets take is decided by an Agent, a pure machine:

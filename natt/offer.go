@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 )
 
 // Traits are what the two sides of a pair tell each other about the NATs before them. They are hints: a peer that says
@@ -13,13 +14,15 @@ type Traits struct {
 	// Step is the distance of the ports that the NAT gives to flows opened one after the other; 0: the same port, random or
 	// not known.
 	Step int8
-	// Blocked says that no UDP passes.
+	// Blocked says that no UDP passes, or none but to the ports of the web, which no peer has.
 	Blocked bool
 }
 
 // Traits returns what a peer is told.
 func (f Facts) Traits() Traits {
-	return Traits{f.Mapping, f.Filtering, int8(max(min(f.Step, math.MaxInt8), math.MinInt8)), len(f.UDP) == 0 && len(f.Blocked) > 0}
+	web := func(port uint16) bool { return port == 80 || port == 443 }
+	blocked := !slices.ContainsFunc(f.UDP, func(p uint16) bool { return !web(p) }) && slices.ContainsFunc(f.Blocked, func(p uint16) bool { return !web(p) })
+	return Traits{f.Mapping, f.Filtering, int8(max(min(f.Step, math.MaxInt8), math.MinInt8)), blocked}
 }
 
 // Hard reports whether a peer cannot know beforehand which port packets to it will come from.

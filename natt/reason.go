@@ -133,9 +133,9 @@ func (a *Agent) whyNotDirect(r Reason, n attempts) string {
 		return fmt.Sprintf("the direct path loses more packets than the relay (%.0f %% of its challenges); looked at again in %s",
 			100*s.loss.share(), max(s.again.Sub(a.now), 0).Round(time.Second))
 	case NoUDPHere:
-		return "UDP is blocked here"
+		return "UDP is blocked here, or passes to the ports of the web only"
 	case NoUDPThere:
-		return "UDP is blocked where the peer is"
+		return "UDP is blocked where the peer is, or passes to the ports of the web only"
 	case NoAddresses:
 		why = append(why, "the peer has sent no addresses yet")
 		if len(a.local) == 0 {

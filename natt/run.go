@@ -227,7 +227,7 @@ func (t Traits) counting() bool { return t.Mapping == AddressAndPortDependent &&
 
 // searchable reports whether a run could bring the two sides together.
 func (a *Agent) searchable() bool {
-	if a.theirs == (Traits{}) {
+	if a.theirs == (Traits{}) || a.theirs.Blocked || a.traits.Blocked {
 		return false
 	}
 	return a.traits.Hard() != a.theirs.Hard() || a.traits.counting() && a.theirs.counting()
