@@ -258,6 +258,9 @@ func TestBadProxy(t *testing.T) {
 			if !strings.Contains(status.Error, c.want) {
 				t.Errorf("status says %q", status.Error)
 			}
+			if text := alice.pilot(t, "netcheck"); !strings.Contains(text, c.want) || !strings.Contains(text, "no UDP") {
+				t.Errorf("netcheck says %s", text)
+			}
 			alice.pilot(t, "down")
 		})
 	}
@@ -291,6 +294,9 @@ func TestBadProxy(t *testing.T) {
 			t.Errorf("%+v", server)
 		}
 		t.Log(alice.pilot(t, "status"))
+		if text := alice.pilot(t, "netcheck"); !strings.Contains(text, `inspected on the way`) || !strings.Contains(text, "Big Brother CA") {
+			t.Errorf("netcheck says %s", text)
+		}
 	})
 }
 
