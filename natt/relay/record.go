@@ -28,9 +28,6 @@ const FlagMail = 1
 // address: send it again with this proof.
 const FlagProve = 1
 
-// proofBits is the size of the proof that a REVEAL repeats from a SEEN.
-const proofBits = 48
-
 // Codes of a NOTICE, in its Echo.
 const (
 	NoticeMail       = 1
