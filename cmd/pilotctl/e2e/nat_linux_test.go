@@ -168,7 +168,7 @@ func TestEventsBetweenNATs(t *testing.T) {
 func (e natEvent) check(t *testing.T, p *plans) {
 	for _, v := range e.run(t, p, testRate) {
 		goal, ok := e.goals[v.name]
-		if ok && strings.HasSuffix(v.name, ", ms") && v.value > 3*goal+1000 {
+		if ok && strings.HasSuffix(v.name, "(ms)") && v.value > 3*goal+1000 {
 			t.Errorf("%v", v)
 		}
 		if v.name == twiceName && v.value > 0 {

@@ -25,22 +25,22 @@ type natEvent struct {
 }
 
 const (
-	gapName   = "gap, ms"
+	gapName   = "gap (ms)"
 	lostName  = "lost"
 	twiceName = "twice"
-	againName = "direct again after, ms"
+	againName = "direct again after (ms)"
 )
 
 // natEvents is the table of events. A gap is the longest time without a packet
 // in one of the two directions, from the event on.
 var natEvents = []natEvent{
 	{name: "upgrade from relay to direct, H - H", kinds: []string{"port", "linux"}, measure: upgrade, servers: 1,
-		goals: map[string]float64{lostName: 0, twiceName: 0, "late, ms": 40}},
+		goals: map[string]float64{lostName: 0, twiceName: 0, "late (ms)": 40}},
 	{name: "upgrade from relay to direct, H - S", kinds: []string{"linux", "sym"}, measure: upgrade, servers: 1, slow: true,
-		goals: map[string]float64{lostName: 0, twiceName: 0, "late, ms": 40}},
+		goals: map[string]float64{lostName: 0, twiceName: 0, "late (ms)": 40}},
 	{name: "no upgrade (control): both stay on the relay", kinds: []string{"sym", "sym"}, measure: noUpgrade, servers: 1, slow: true},
 	{name: "a better path appears: a cable between the hosts", kinds: []string{"port", "linux"}, measure: joinLAN, servers: 1,
-		goals: map[string]float64{"used after, ms": 5000}},
+		goals: map[string]float64{"used after (ms)": 5000}},
 	{name: "the direct path is cut silently (cut a-b:udp)", kinds: []string{"port", "linux"}, servers: 1,
 		goals: map[string]float64{gapName: 500}, measure: happening(3*time.Second, func(t *testing.T, m *meeting) { m.do(t, "cut", "a-b:udp") })},
 	{name: "one direction of the direct path is cut", kinds: []string{"port", "linux"}, servers: 1,
@@ -62,11 +62,11 @@ var natEvents = []natEvent{
 	{name: "a server dies (cut rdv), pair direct", kinds: []string{"port", "linux"}, servers: 2,
 		goals: map[string]float64{lostName: 0}, measure: happening(4*time.Second, func(t *testing.T, m *meeting) { m.do(t, "cut", "rdv") })},
 	{name: "UDP is blocked (cut a:udp) and comes back", kinds: []string{"linux", "linux"}, servers: 1, slow: true,
-		goals: map[string]float64{gapName: 2000, "off TLS after, ms": 30000, "lost when back": 0}, measure: blockUDP},
+		goals: map[string]float64{gapName: 2000, "off TLS after (ms)": 30000, "lost when back": 0}, measure: blockUDP},
 	{name: "MTU 1400 without ICMP on both uplinks: 10 MiB over TCP", kinds: []string{"port+mtu1400+noicmp", "linux+mtu1400+noicmp"}, servers: 1,
-		goals: map[string]float64{"longest stall, ms": 1000}, measure: blackHole},
+		goals: map[string]float64{"longest stall (ms)": 1000}, measure: blackHole},
 	{name: "5 % loss on both uplinks: first upgrade", kinds: []string{"port", "linux"}, servers: 1,
-		goals: map[string]float64{"direct after, ms": 600}, measure: lossy},
+		goals: map[string]float64{"direct after (ms)": 600}, measure: lossy},
 	{name: "idle for 10 min behind NATs with 30 s mappings, then a call", kinds: []string{"port+t30", "linux+t30"}, servers: 2, slow: true, idle: true,
 		goals: idleGoals, measure: idle},
 	{name: "idle for 10 min behind NATs with 120 s mappings, then a call", kinds: []string{"port", "sym"}, servers: 2, slow: true, idle: true,
@@ -166,7 +166,7 @@ func happening(watch time.Duration, event func(*testing.T, *meeting)) func(*test
 		})
 		pass(t, 300*time.Millisecond)
 		r := k.end(t)
-		return append(since(r, at), again(r, at), measured{"of these the event itself took, ms", float64(done.Sub(at).Milliseconds())})
+		return append(since(r, at), again(r, at), measured{"of these the event itself took (ms)", float64(done.Sub(at).Milliseconds())})
 	}
 }
 
@@ -188,7 +188,7 @@ func upgrade(t *testing.T, m *meeting) []measured {
 		name = "lost, in runs that lost packets at other times too"
 	}
 	return []measured{{name, float64(lost)}, {"lost at other times", float64(elsewhere)}, {gapName, float64(gap.Milliseconds())},
-		{twiceName, float64(r[0].twice() + r[1].twice())}, {"late, ms", float64(late.Milliseconds())}}
+		{twiceName, float64(r[0].twice() + r[1].twice())}, {"late (ms)", float64(late.Milliseconds())}}
 }
 
 // noUpgrade is the same for a pair that cannot be direct.
@@ -205,7 +205,7 @@ func noUpgrade(t *testing.T, m *meeting) []measured {
 			t.Logf("direct after %v", when.Sub(at))
 		}
 	}
-	return append(since(r, at), measured{"late, ms", float64(max(r[0].late(), r[1].late()).Milliseconds())})
+	return append(since(r, at), measured{"late (ms)", float64(max(r[0].late(), r[1].late()).Milliseconds())})
 }
 
 func (l *lab) ip(t *testing.T, args ...string) {
@@ -234,7 +234,7 @@ func joinLAN(t *testing.T, m *meeting) []measured {
 	})
 	pass(t, 500*time.Millisecond)
 	r := k.end(t)
-	used := measured{"used after, ms", math.NaN()}
+	used := measured{"used after (ms)", math.NaN()}
 	x, okX := r[0].directAt(cable)
 	y, okY := r[1].directAt(cable)
 	if okX && okY {
@@ -294,13 +294,13 @@ func blockUDP(t *testing.T, m *meeting) []measured {
 	pass(t, time.Second)
 	at = time.Now().Round(0)
 	m.do(t, "uncut", "a:udp")
-	off := measured{"off TLS after, ms", math.NaN()}
+	off := measured{"off TLS after (ms)", math.NaN()}
 	if poll(t.Context(), 40*time.Second, func() bool { return m.agents[0].viaNow(t.Context()) == "udp" }) {
 		off.value = float64(time.Since(at).Milliseconds())
 	}
 	pass(t, 3*time.Second)
 	back := since(k.end(t), at)
-	return append(values, off, measured{"gap when back, ms", back[0].value}, measured{"lost when back", back[1].value})
+	return append(values, off, measured{"gap when back (ms)", back[0].value}, measured{"lost when back", back[1].value})
 }
 
 // viaNow is the way to the first server.
@@ -353,8 +353,8 @@ func blackHole(t *testing.T, m *meeting) []measured {
 	if r.n != size {
 		t.Errorf("%d bytes arrived", r.n)
 	}
-	return []measured{{"longest stall, ms", float64(r.stall.Milliseconds())}, {"whole transfer, ms", float64(r.all.Milliseconds())},
-		{"budget of the path, bytes", float64(m.agents[0].other(t.Context()).Budget)}}
+	return []measured{{"longest stall (ms)", float64(r.stall.Milliseconds())}, {"whole transfer (ms)", float64(r.all.Milliseconds())},
+		{"budget of the path (bytes)", float64(m.agents[0].other(t.Context()).Budget)}}
 }
 
 type zeros struct{}
@@ -372,15 +372,15 @@ func lossy(t *testing.T, m *meeting) []measured {
 	if len(r.got) == 0 {
 		t.Fatal("nothing arrives")
 	}
-	values := []measured{{"first packet, ms", float64(r.got[0].at.Sub(r.sent[0]).Milliseconds())}, {"direct after, ms", math.NaN()}}
+	values := []measured{{"first packet (ms)", float64(r.got[0].at.Sub(r.sent[0]).Milliseconds())}, {"direct after (ms)", math.NaN()}}
 	if at, ok := r.directAt(nil); ok {
 		values[1].value = float64(at.Sub(r.sent[0]).Milliseconds())
 	}
-	return append(values, measured{"lost, percent", math.Round(1000*float64(r.lost(r.sent[0], time.Now()))/float64(len(r.sent))) / 10})
+	return append(values, measured{"lost (percent)", math.Round(1000*float64(r.lost(r.sent[0], time.Now()))/float64(len(r.sent))) / 10})
 }
 
 var idleGoals = map[string]float64{
-	"first packet, ms": 200, lostName: 0, "packets to servers in minute 2": 15, "packets to servers in minute 10": 10, "packets to peers": 0,
+	"first packet (ms)": 200, lostName: 0, "packets to servers in minute 2": 15, "packets to servers in minute 10": 10, "packets to peers": 0,
 }
 
 // idle counts what two agents send that do nothing, and lets one call then.
@@ -409,7 +409,7 @@ func idle(t *testing.T, m *meeting) []measured {
 	s := m.stream(t, m.agents[0], m.agents[1])
 	pass(t, 2*time.Second)
 	r := s.stop(300 * time.Millisecond)
-	first := measured{"first packet, ms", math.NaN()}
+	first := measured{"first packet (ms)", math.NaN()}
 	if len(r.got) > 0 {
 		first.value = float64(r.got[0].at.Sub(r.sent[0]).Milliseconds())
 	}

@@ -118,7 +118,7 @@ func (r *natResults) addEvent(t *testing.T, event string, values []measured) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events = append(r.events, r.stamp()+"| "+event+" | "+strings.Join(texts, ", ")+" |")
+	r.events = append(r.events, r.stamp()+"| "+event+" | "+strings.Join(texts, "; ")+" |")
 	r.write(t)
 }
 

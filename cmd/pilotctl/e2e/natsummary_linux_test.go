@@ -117,6 +117,9 @@ func (r row) line(name string, runs []pairRun) string {
 			missed = append(missed, fmt.Sprintf("rate %.1f %%", r.rate-got))
 		}
 	}
+	if len(missed) == 0 {
+		missed = []string{"met"}
+	}
 	return fmt.Sprintf("| %s | %d | %d/%d | %s | %d | %s | %s | %s | %s | %s |\n", name, n, len(first), n, pair(first), r.first, times, goal, share, rate, strings.Join(missed, ", "))
 }
 
@@ -182,7 +185,7 @@ func starts(all map[string][]pairRun, list []cell) string {
 		goal float64
 	}{{"UDP", 500}, {"web", 500}, {"udpblock", 1000}, {"proxy", 1500}} {
 		if missed := percentile(took[k.name], 95) - k.goal; len(took[k.name]) > 0 {
-			text := ""
+			text := "met"
 			if missed > 0 {
 				text = fmt.Sprintf("%.0f ms", missed)
 			}
@@ -252,7 +255,7 @@ func (r *natResults) eventSummary() string {
 		if len(c) < 5 {
 			continue
 		}
-		for _, text := range strings.Split(c[4], ", ") {
+		for _, text := range strings.Split(c[4], "; ") {
 			i := strings.LastIndex(text, " ")
 			if i < 0 {
 				continue
@@ -274,8 +277,16 @@ func (r *natResults) eventSummary() string {
 	}
 	sort.SliceStable(order, func(i, j int) bool { return place[order[i].event] < place[order[j].event] })
 	var b strings.Builder
-	b.WriteString("| event | value | runs | p50 | p95 | most | goal p95 | missed by |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("Both sides send 1,000 packets a second all the time. \"Gap\": the longest time without a packet in one of the two directions, from the\n" +
+		"event on. With few runs p95 is the worst of them. A dash: it did not happen (again).\n\n" +
+		"| event | measured | runs | p50 / p95 | goal p95 | missed by |\n|---|---|---|---|---|---|\n")
+	shown := ""
 	for _, k := range order {
+		name := k.event
+		if name == shown {
+			name = ""
+		}
+		shown = k.event
 		goal, missed := math.NaN(), ""
 		if i, ok := place[k.event]; ok {
 			if g, ok := natEvents[i].goals[k.name]; ok {
@@ -290,8 +301,14 @@ func (r *natResults) eventSummary() string {
 		if never[k] > 0 && !math.IsNaN(goal) {
 			missed = strings.TrimPrefix(missed+fmt.Sprintf(", %d never", never[k]), ", ")
 		}
-		fmt.Fprintf(&b, "| %s | %s | %d | %s | %s | %s | %s | %s |\n", k.event, k.name, len(list)+never[k],
-			number(percentile(list, 50)), number(p95), number(percentile(list, 100)), number(goal), missed)
+		goalText := ""
+		if !math.IsNaN(goal) {
+			goalText = number(goal)
+		}
+		if missed == "" && goalText != "" {
+			missed = "met"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %d | %s / %s | %s | %s |\n", name, k.name, len(list)+never[k], number(percentile(list, 50)), number(p95), goalText, missed)
 	}
 	return b.String()
 }
