@@ -90,11 +90,18 @@ func call(t *testing.T, cs *mcp.ClientSession, name string, args map[string]any)
 	return strings.Join(texts, "\n"), r.IsError
 }
 
-// TestTools compares everything that a client is told about the tools.
+// TestTools compares what a client is told about the tools, but for the schemas of
+// results, which are those of pilotctl --json.
 func TestTools(t *testing.T) {
 	c := config(t, &fake{})
 	c.Govern = true
 	list, _ := tools(t, session(t, c))
+	for _, tool := range list {
+		if tool.OutputSchema == nil {
+			t.Errorf("%s says not what it returns", tool.Name)
+		}
+		tool.OutputSchema = nil
+	}
 	got, err := json.MarshalIndent(list, "", " ")
 	if err != nil {
 		t.Fatal(err)
