@@ -79,6 +79,7 @@ func TestHostilePeer(t *testing.T) {
 	})
 	t.Run("afterwards", func(t *testing.T) {
 		unharmed(t)
+		t.Logf("RssAnon %d KiB, before %d KiB", rssAnon(t, daemon), idle)
 		within(t, 20*time.Second, "alice is served as others", func() bool {
 			return alice.run(t, "curl", "-sS", "--fail", "-m", "5", "http://bob.pilot.internal:8080/page").stdout == page
 		})

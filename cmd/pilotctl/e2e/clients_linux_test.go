@@ -77,11 +77,11 @@ func mosquitto(program string, args ...string) []string {
 	return append([]string{program, "-V", "5", "-h", "bob.pilot.internal", "-p", "1002", "-q", "1"}, args...)
 }
 
-// chromium prints the page as it is when all of it has come.
+// chromium prints the page as it is when all of it has come. Each run is the first
+// of its profile.
 func chromium(l *lab, url string) []string {
-	return []string{"timeout", "45", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + filepath.Join(l.dir, "chromium"),
-		"--dump-dom", url}
+	return shell("exec timeout 45 chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking" +
+		" --disable-component-update --disable-sync --disable-dev-shm-usage --user-data-dir=$(mktemp -d -p " + l.dir + ") --dump-dom " + url)
 }
 
 // TestClients: unmodified programs and libraries of others reach what unmodified
