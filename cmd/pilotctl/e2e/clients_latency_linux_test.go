@@ -91,7 +91,7 @@ func TestLatency(t *testing.T) {
 }
 
 // measure goes every way once in each round, in another order each time, and
-// returns the table of medians. A way's ratio to the first is that of the same
+// returns the table of medians. Ratios and differences are those of the same
 // round.
 func (l load) measure(t *testing.T, rounds int, columns []string) string {
 	t.Helper()
@@ -104,22 +104,24 @@ func (l load) measure(t *testing.T, rounds int, columns []string) string {
 			t.Logf("%s, round %d, %s: %v", l.name, round+1, l.ways[at].name, all[at][round])
 		}
 	}
+	first := columns[0]
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n## %s\n\n| way | %s | %s beside the first |\n|---|%s---|\n", l.name, strings.Join(columns, " | "), columns[0], strings.Repeat("---|", len(columns)))
+	fmt.Fprintf(&b, "\n## %s\n\n| way | %s | %s beside the first way | %s more than the way above |\n|---|%s\n", l.name, strings.Join(columns, " | "), first, first, strings.Repeat("---|", len(columns)+2))
 	for w := range l.ways {
+		of := func(figure func(round int) float64) float64 {
+			var list []float64
+			for round := range rounds {
+				list = append(list, figure(round))
+			}
+			return median(list)
+		}
 		fmt.Fprintf(&b, "| %s |", l.ways[w].name)
 		for c := range columns {
-			var figures []float64
-			for round := range rounds {
-				figures = append(figures, all[w][round][c])
-			}
-			fmt.Fprintf(&b, " %.0f |", median(figures))
+			fmt.Fprintf(&b, " %.0f |", of(func(round int) float64 { return all[w][round][c] }))
 		}
-		var times []float64
-		for round := range rounds {
-			times = append(times, all[w][round][0]/all[0][round][0])
-		}
-		fmt.Fprintf(&b, " x %.2f |\n", median(times))
+		above := max(w-1, 0)
+		fmt.Fprintf(&b, " x %.2f | %+.0f |\n", of(func(round int) float64 { return all[w][round][0] / all[0][round][0] }),
+			of(func(round int) float64 { return all[w][round][0] - all[above][round][0] }))
 	}
 	return b.String()
 }
