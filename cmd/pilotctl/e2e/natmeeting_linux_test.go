@@ -162,7 +162,7 @@ func (m *meeting) hastenWires() {
 		b, _ := os.ReadFile(name)
 		if text, _, ok := strings.Cut(string(b), " "); ok {
 			pid, _ := strconv.Atoi(text)
-			_ = unix.Setpriority(unix.PRIO_PROCESS, pid, -15)
+			_ = unix.Setpriority(unix.PRIO_PROCESS, pid, -20)
 		}
 	}
 }
