@@ -29,6 +29,7 @@ type loop struct {
 	log      *slog.Logger
 	id       ipam.Identity
 	instance uint64
+	first    map[uint32]*peer // while begin makes the first snapshot: one for all peers
 	store    *trust.Store
 	secrets  *secrets
 	underlay Underlay

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -50,7 +51,11 @@ func (l *loop) refresh(now instant, key crypto.PublicKey) {
 func (l *loop) admit(now instant, book trust.Peer) *link {
 	addr := ipam.AddrFromBytes(book.Addr)
 	old := l.snapshot.Load()
-	if other := old.peers[addr.Node]; other != nil || addr == l.id.Addr() {
+	known := old.peers
+	if l.first != nil {
+		known = l.first
+	}
+	if other := known[addr.Node]; other != nil || addr == l.id.Addr() {
 		l.log.Error("a second key claims the address of a peer; it is refused", "address", addr, "key", book.Key)
 		return nil
 	}
@@ -69,11 +74,12 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 	k.agent.SetLocal(now.wall, l.candidates)
 	k.agent.SetTraits(now.wall, l.facts.Traits())
 	l.links[book.Key], l.byPeer[p] = k, k
-	n := *old
-	n.peers = make(map[uint32]*peer, len(old.peers)+1)
-	for id, o := range old.peers {
-		n.peers[id] = o
+	if l.first != nil {
+		l.first[addr.Node] = p
+		return k
 	}
+	n := *old
+	n.peers = maps.Clone(old.peers)
 	n.peers[addr.Node] = p
 	l.snapshot.Store(&n)
 	return k
@@ -83,6 +89,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 // direction.
 func (l *loop) expel(k *link) {
 	k.peer.policy.Store(nil)
+	delete(l.first, k.node)
 	old := l.snapshot.Load()
 	n := *old
 	n.peers = make(map[uint32]*peer, len(old.peers))

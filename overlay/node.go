@@ -221,9 +221,13 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 	for _, s := range servers {
 		l.servers = append(l.servers, l.newHome(s, takeover))
 	}
+	l.first = map[uint32]*peer{}
 	for _, p := range l.store.Peers() {
 		l.refresh(now, p.Key)
 	}
+	all := *l.snapshot.Load()
+	all.peers, l.first = l.first, nil
+	l.snapshot.Store(&all)
 	l.publishServers()
 	l.updateCandidates(now)
 	for _, h := range l.servers {
