@@ -54,7 +54,7 @@ package natt
 // max(3 RTT, 250 ms) it is challenged; without an answer at the end of this time a relay gets a copy of everything
 // (Also) while two more challenges are sent; if these are lost too the path is dropped and the probing starts again.
 // A path that dies repeatedly is taken back only after a growing pause, unless nothing else works. If the peer sends or
-// challenges over another path than ours, ours is challenged too (at most every 2 s): this finds a cut in one direction,
+// challenges over another path than ours, ours is challenged too (at most four times a second): this finds a cut in one direction,
 // and a NAT that gave the peer another address. If no path is left, ActLost says so.
 //
 // # Cost

@@ -109,7 +109,8 @@ func (a *Agent) take(r *route) {
 	a.use.climb(a.now)
 }
 
-// fallback is the path that gets a copy while the one in use is in doubt: the best relay, or another direct path.
+// fallback is the path that gets a copy while the one in use is in doubt: the relay over which the peer is heard now, the
+// best other one, or another direct path. If it is the peer that has moved, other relays may not know where to.
 func (a *Agent) fallback() (best *route) {
 	rank := func(r *route) (n int) {
 		if r.path.Relayed() {
@@ -117,6 +118,9 @@ func (a *Agent) fallback() (best *route) {
 		}
 		if r.validated {
 			n++
+			if r == a.inbound && r.path.Relayed() {
+				n++
+			}
 		}
 		return n
 	}

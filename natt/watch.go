@@ -16,7 +16,7 @@ const (
 	doubtTries = 2 // challenges lost in doubt before the path is dropped
 	aloneTries = 4 // the same if there is no other path
 	lostPause  = 5 * time.Second
-	hintPause  = 2 * time.Second
+	hintPause  = 250 * time.Millisecond
 )
 
 // watch finds out whether the path in use is alive.
@@ -46,8 +46,8 @@ func (w *watch) heard() {
 // answered notes the answer to a challenge over the path.
 func (w *watch) answered() { *w = watch{} }
 
-// suspect has the path in use asked because of a hint that it may be dead. Hints are followed rarely: if the two sides
-// use different paths, the challenges of one are hints for the other.
+// suspect has the path in use asked because of a hint that it may be dead. Hints are followed four times a second at most: if the two
+// sides use different paths, the challenges of one are hints for the other.
 func (a *Agent) suspect() {
 	r := a.use.route
 	if r == nil || !a.flowing() || a.now.Sub(a.hinted) < hintPause || a.now.Sub(r.asked) < r.rtt.timeout() ||

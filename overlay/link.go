@@ -73,7 +73,7 @@ const (
 	sleepAfter      = 5 * time.Second
 	responderRekeys = crypto.RekeyAfterTime + 20*time.Second // if the initiator has not
 	legsUsed        = 2
-	doubtAgain      = time.Second
+	doubtAgain      = 150 * time.Millisecond
 )
 
 // setSlots brings the pair states and their knock tags in line with the book.
@@ -271,11 +271,8 @@ func (l *link) tick(now instant) {
 	rx, tx := l.rxPackets.Load(), l.txPackets.Load()
 	received, sent := rx != l.rx, tx != l.tx
 	l.rx, l.tx = rx, tx
-	if l.hush.fell(received) {
-		for _, h := range l.loop.servers {
-			h.machine.Probe(now.wall)
-			h.advance(now)
-		}
+	if l.hush.fell(received, sent) {
+		l.doubt(now)
 	}
 	if received || sent {
 		l.busy, l.heard = now.boot, received

@@ -511,26 +511,34 @@ func (h *serverHost) unanswered() string {
 	return text
 }
 
-// A hush notices that a flow which only comes in has stopped. Its sender may have
-// ended it, or nothing reaches us any more; who does not send cannot tell, so the
-// home servers are asked, and by them the ladder learns that UDP is gone.
+// A hush notices that a flow has stopped coming in. Its sender may have ended it,
+// or nothing reaches us any more, because our own address changed or UDP is gone:
+// so the servers are asked, which learn our address and the ladder whether they
+// answer. While we go on sending they are asked again and again for a while: a
+// router that changes is not ready at once, and what it let pass in between it
+// forgets.
 type hush struct{ heard, silent int } // ticks
 
 const (
-	hushFlow  = 5 // ticks with packets that make a flow
-	hushTicks = 3 // without
+	hushFlow  = 5  // ticks with packets that make a flow
+	hushTicks = 3  // without
+	hushAgain = 2  // ticks between two questions
+	hushMost  = 30 // ticks without until we stop
 )
 
-// fell takes one tick, and reports whether silence has fallen.
-func (h *hush) fell(received bool) bool {
+// fell takes one tick, and reports whether the servers are to be asked.
+func (h *hush) fell(received, sent bool) bool {
 	if received {
 		h.heard, h.silent = h.heard+1, 0
 		return false
 	}
-	if h.silent++; h.silent != hushTicks {
+	h.silent++
+	flow := h.heard >= hushFlow
+	if h.silent < hushTicks {
 		return false
 	}
-	flow := h.heard >= hushFlow
-	h.heard = 0
-	return flow
+	if !flow || !sent || h.silent > hushMost {
+		h.heard = 0
+	}
+	return flow && (h.silent-hushTicks)%hushAgain == 0
 }

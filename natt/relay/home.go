@@ -19,6 +19,7 @@ const (
 	helloMax     = 4 * time.Second        // so that a server that comes back is found within 4 s
 	pingWait     = 500 * time.Millisecond // for the first PONG, then 1 s, 1.5 s
 	pingTries    = 3                      // unanswered PINGs until a session counts as lost
+	probeAgain   = 150 * time.Millisecond // between PINGs that Probe has sent; those in between do not count
 	unknownWait  = 30 * time.Second       // between HELLOs of an agent that must claim first
 	hintHold     = 5 * time.Second        // one HINT is honoured in this time
 	hintJitter   = 500 * time.Millisecond
@@ -104,7 +105,8 @@ type link struct {
 	next    time.Time
 	sentAt  time.Time
 	echo    uint64
-	waiting int // PINGs sent since the last PONG
+	waiting int  // PINGs sent since the last PONG
+	again   bool // one more that does not count is due
 }
 
 // NewHome returns a machine that registers at its first Advance.
@@ -156,9 +158,15 @@ func (h *Home) Kick(now time.Time) {
 
 // Probe asks the server for a sign of life now, for example because relayed
 // frames went unanswered. A restarted server answers with a HINT.
+// While no answer comes, each call repeats the question, 150 ms apart at least: the
+// first one may have met a router that was about to forget it.
 func (h *Home) Probe(now time.Time) {
-	if h.link != nil && h.link.waiting == 0 {
-		h.link.next = now
+	switch l := h.link; {
+	case l == nil:
+	case l.waiting == 0:
+		l.next = now
+	case now.Sub(l.sentAt) >= probeAgain:
+		l.again = true
 	}
 }
 
@@ -240,7 +248,13 @@ func (h *Home) Advance(now time.Time) [][]byte {
 		out, h.again = append(out, h.again), nil
 	}
 	for _, l := range []*link{h.link, h.fresh} {
-		if l == nil || now.Before(l.next) {
+		if l == nil {
+			continue
+		}
+		if again := l.again; now.Before(l.next) {
+			if l.again = false; again {
+				out = append(out, h.repeat(now, l)...)
+			}
 			continue
 		}
 		if l.waiting >= pingTries {
@@ -287,6 +301,16 @@ func (h *Home) ping(now time.Time, l *link) []byte {
 		return nil
 	}
 	return b
+}
+
+// repeat is a PING beside those that decide whether the session is lost.
+func (h *Home) repeat(now time.Time, l *link) (out [][]byte) {
+	next, waiting := l.next, l.waiting
+	if b := h.ping(now, l); b != nil {
+		out = append(out, b)
+		l.next, l.waiting = next, waiting
+	}
+	return out
 }
 
 // Bye returns the datagram that ends the session, or nil without one.
