@@ -201,8 +201,10 @@ func (t *Lifetime) Settled() bool { return t.known }
 // Trouble says why nothing is known, if that is so for another reason than want of time.
 func (t *Lifetime) Trouble() string { return t.trouble }
 
-// Keepalive is how often to send, so that a mapping lives; 0 if not known. The owner takes off up to a fifth at random.
-func (t *Lifetime) Keepalive() time.Duration { return min(t.atLeast*7/10, MaxKeepalive) }
+// Keepalive is how often to send, so that a mapping lives; 0 if not known. The owner takes off up to a tenth at random. What is
+// left must be more than 20 s for the first of lifetimeSteps: then two servers and a check of what was found are never
+// sent more than ten packets in a minute.
+func (t *Lifetime) Keepalive() time.Duration { return min(t.atLeast*8/10, MaxKeepalive) }
 
 // Reset forgets what was found, for example because the network changed, and begins anew after a pause.
 func (t *Lifetime) Reset(now time.Time, pause time.Duration) {

@@ -174,7 +174,7 @@ func TestLifetimeHeals(t *testing.T) {
 		}
 	}
 	find(2 * time.Minute)
-	if k := life.Keepalive(); k != 115*time.Second*7/10 {
+	if k := life.Keepalive(); k != 115*time.Second*8/10 {
 		t.Fatalf("keepalive %v", k)
 	}
 	now = life.Next() // the check finds that the NAT keeps less now
@@ -182,7 +182,7 @@ func TestLifetimeHeals(t *testing.T) {
 		t.Errorf("keepalive %v after a check that failed", life.Keepalive())
 	}
 	find(time.Minute)
-	if k := life.Keepalive(); k != 57*time.Second*7/10 {
+	if k := life.Keepalive(); k != 57*time.Second*8/10 {
 		t.Errorf("keepalive %v", k)
 	}
 	life.Fell(now)
@@ -190,7 +190,7 @@ func TestLifetimeHeals(t *testing.T) {
 		t.Errorf("keepalive %v, next after %v", life.Keepalive(), life.Next().Sub(now))
 	}
 	find(5 * time.Minute)
-	if k := life.Keepalive(); k != 28*time.Second*7/10 {
+	if k := life.Keepalive(); k != 28*time.Second*8/10 {
 		t.Errorf("keepalive %v though mappings were lost at 39.9 s", k)
 	}
 	now = now.Add(2 * time.Hour)

@@ -140,7 +140,7 @@ func (h *Home) SetKeepalive(now time.Time, d time.Duration) {
 	}
 	h.cfg.Keepalive = d
 	if l := h.link; l != nil && l.waiting == 0 && l.next.Sub(now) > d {
-		l.next = now.Add(h.jitter(d))
+		l.next = now.Add(h.beat())
 	}
 }
 
@@ -375,6 +375,12 @@ func (h *Home) jitter(d time.Duration) time.Duration {
 	return d - time.Duration(h.random()%uint64(d/5+1))
 }
 
+// beat returns between 9/10 of the keepalive interval and the whole.
+func (h *Home) beat() time.Duration {
+	d := h.cfg.Keepalive
+	return d - time.Duration(h.random()%uint64(d/10+1))
+}
+
 func (h *Home) random() uint64 {
 	var b [8]byte
 	if _, err := io.ReadFull(h.cfg.Rand, b[:]); err != nil {
@@ -483,7 +489,7 @@ func (h *Home) pong(now time.Time, l *link, r Record) {
 		}
 	}
 	l.waiting = 0
-	l.next = now.Add(h.jitter(h.cfg.Keepalive))
+	l.next = now.Add(h.beat())
 	h.seen(r.Observed)
 	if l == h.fresh {
 		h.link, h.fresh, h.hello = l, nil, nil
