@@ -24,7 +24,7 @@ const DatagramsPath = "/v1/datagrams"
 
 const (
 	carrierBatch   = 4
-	carrierQueue   = 64 << 10 // bytes that wait for the stream before the oldest are dropped
+	carrierQueue   = 64 << 10 // bytes that wait for the stream before the oldest are dropped (stall.go)
 	carrierMessage = 16 << 10 // bytes of one WebSocket message, unless one datagram is larger: a TLS record
 	carrierPrefix  = 2
 	maxDatagram    = 65507
@@ -63,6 +63,7 @@ type Carrier struct {
 	// has not any more.
 	writing bool
 	idle    chan struct{}
+	stall   stall
 }
 
 // DialCarrier opens a carrier to cfg.Server over a route. remote is the address
@@ -232,7 +233,7 @@ func (c *Carrier) put(m *natt.Message) error {
 		b = b[len(d):]
 		c.queue = binary.BigEndian.AppendUint16(c.queue, uint16(len(d)))
 		c.queue = append(c.queue, d...)
-		for len(c.queue)-c.head > max(c.limit, carrierPrefix+len(d)) {
+		for n := len(c.queue) - c.head; n > carrierPrefix+len(d) && c.stall.over(n, c.limit, c.writing); n = len(c.queue) - c.head {
 			c.head += carrierPrefix + int(binary.BigEndian.Uint16(c.queue[c.head:]))
 			c.dropped.Add(1)
 		}
@@ -256,6 +257,8 @@ func (c *Carrier) take(dst []byte) []byte {
 		}
 		n += k
 	}
+	c.stall.wrote(c.writing, len(c.queue)-c.head-n, c.limit)
+	c.stall.began = time.Now()
 	if c.writing = n > 0; !c.writing {
 		select {
 		case c.idle <- struct{}{}:

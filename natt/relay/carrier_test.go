@@ -74,7 +74,7 @@ func TestCarrierDropsOldest(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.mu.Lock()
-		if waiting := len(a.queue) - a.head; waiting > carrierQueue || cap(a.queue) > 4*carrierQueue {
+		if waiting := len(a.queue) - a.head; waiting > stallRoom*carrierQueue || cap(a.queue) > 4*stallRoom*carrierQueue {
 			t.Fatalf("%d bytes wait in a queue of %d", waiting, cap(a.queue))
 		}
 		a.mu.Unlock()
