@@ -66,9 +66,11 @@ package natt
 // # Budget
 //
 // The budget of a path is the size of the largest outer IP packet that is known to pass. 1200 bytes are taken for
-// granted; for the path in use challenges padded to 1372, 1452 and 1500 bytes find out more. Every 5 s under traffic,
-// and whenever the path is in doubt, one challenge of full size goes with the small one: if the small one is answered
-// and the big one is not within two round trips, the budget is 1200 again and is searched anew.
+// granted; for the path in use challenges padded to 1372, 1452 and 1500 bytes find out more. If 1500 pass, the path is
+// direct and a link of ours takes more (LinkMTU), 3900, 8896 and 9000 bytes are tried too, and what the link takes. Relays
+// carry no more than 1500. Every 5 s under traffic, and whenever the path is in doubt, one challenge of full size goes
+// with the small one: if the small one is answered and the big one is not within two round trips, the budget is 1200
+// again and is searched anew. What never came back is tried again after 10 minutes.
 //
 // Sources: RFC 8445 (candidates, triggered checks, peer-reflexive addresses), RFC 9000 section 8.2 (path validation),
 // RFC 8899 (packetization layer path MTU discovery), RFC 6298 (round trip estimate).
@@ -169,6 +171,7 @@ type Agent struct {
 
 	connected bool
 	links     []netip.Prefix
+	mtu       int // of the links, 0: not known
 	local     []Candidate
 	remote    []Candidate // the peer's last list, before any filter
 	traits    Traits      // of our NATs
@@ -251,6 +254,18 @@ func (a *Agent) Links(now time.Time, ifaces []netip.Prefix) {
 	}
 	a.links = slices.Clone(ifaces)
 	a.list()
+}
+
+// LinkMTU tells the agent the largest packet that a link of ours takes, as LinkMTU returns it. Direct paths are tried
+// for more than 1500 bytes only if it is more; on those over another link the system refuses what is too large (TooBig).
+func (a *Agent) LinkMTU(now time.Time, mtu int) {
+	a.at(now)
+	a.mtu = mtu
+	for _, r := range a.routes {
+		if !r.path.Relayed() {
+			r.budget.over(a.now, mtu)
+		}
+	}
 }
 
 // SetOffer tells the agent that the peer's offer arrived in the session.

@@ -233,6 +233,7 @@ type node struct {
 	changes []Action // all ActUse
 	actions map[ActionKind]int
 	padded  int
+	watch   func(Action) // sees every challenge, if set
 	timer   time.Time
 
 	lastIn               Path
@@ -310,6 +311,9 @@ func (n *node) step() {
 		case ActChallenge:
 			if act.Size > 0 {
 				n.padded++
+			}
+			if n.watch != nil {
+				n.watch(act)
 			}
 			n.send(act.Path, packet{kind: pktChallenge, token: act.Token, size: max(act.Size, 80)})
 		case ActResponse:

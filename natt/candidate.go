@@ -178,6 +178,21 @@ func reachable(ip netip.Addr, exclude netip.Prefix) bool {
 		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && !(exclude.IsValid() && exclude.Contains(ip))
 }
 
+// LinkMTU returns the largest MTU of this host's interfaces that are up, without loopback interfaces; 0 if there is none.
+func LinkMTU() (int, error) {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return 0, fmt.Errorf("natt: interfaces: %w", err)
+	}
+	mtu := 0
+	for _, i := range ifaces {
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 {
+			mtu = max(mtu, i.MTU)
+		}
+	}
+	return mtu, nil
+}
+
 // Interfaces returns the addresses of this host's interfaces that are up, each with the length of its network, without
 // loopback interfaces.
 func Interfaces() ([]netip.Prefix, error) {

@@ -27,7 +27,7 @@ func (u *usage) holds(r *route) bool { return r != nil && (r == u.route || r == 
 
 // climb starts the search for a larger budget on the path in use.
 func (u *usage) climb(now time.Time) {
-	if b := &u.route.budget; b.size < budgetSteps[len(budgetSteps)-1] && b.next.IsZero() {
+	if b := &u.route.budget; b.size < b.link && b.next.IsZero() {
 		b.climb(now)
 	}
 }

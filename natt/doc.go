@@ -56,5 +56,7 @@
 // # Paths
 //
 // A Path is an address, or a channel of a relay. Which one a peer's packets take is decided by an Agent, a pure machine:
-// see there, and the comment that opens agent.go.
+// see there, and the comment that opens agent.go. How large packets may be is found out for each path, by padded
+// challenges of up to MaxBudget bytes: up to 1500 on every path, and beyond on direct ones where a link of this host takes
+// more (LinkMTU).
 package natt

@@ -225,7 +225,7 @@ func (a *Agent) recheck() {
 	for _, r := range a.routes {
 		r.spent = tally{}
 		r.hold = time.Time{}
-		r.budget = newBudget()
+		r.budget = newBudget(r.budget.link)
 		if r.path.Relayed() || !r.listed {
 			a.challenge(r, 0)
 		}

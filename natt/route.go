@@ -49,7 +49,7 @@ type route struct {
 }
 
 func newRoute(p Path, now time.Time) *route {
-	return &route{path: p, seen: now, budget: newBudget()}
+	return &route{path: p, seen: now, budget: newBudget(0)}
 }
 
 // validate notes a proof that the peer is there.
@@ -97,7 +97,7 @@ func (r *route) drop(now time.Time) {
 	r.falls++
 	r.fell = now
 	r.rtt = estimate{}
-	r.budget = newBudget()
+	r.budget = newBudget(r.budget.link)
 }
 
 // An estimate is the smoothed round trip time of RFC 6298.
@@ -283,6 +283,9 @@ func (a *Agent) add(p Path) *route {
 		a.forget(func(r *route) bool { return r == oldest })
 	}
 	r := newRoute(p, a.now)
+	if !p.Relayed() {
+		r.budget = newBudget(a.mtu)
+	}
 	a.routes = append(a.routes, r)
 	return r
 }

@@ -30,7 +30,8 @@
 // items.go specifies the plaintext of a DATA frame. A frame is padded to a
 // multiple of 16 bytes with zeros, except between the equal segments of one
 // superpacket. A packet that does not fit the path's budget travels as two FRAG
-// items.
+// items. On a path whose budget is above 1500 bytes (jumbo.go) the segments of a
+// superpacket share frames, as small packets do.
 //
 // # Handshakes
 //

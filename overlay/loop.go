@@ -61,6 +61,7 @@ type loop struct {
 	surveys    int // in a row that found no UDP
 	surveying  bool
 	ifaces     []netip.Prefix
+	mtu        int              // of the links, 0: not known
 	mapped     []netip.AddrPort // what gateways mapped for us
 	candidates []natt.Candidate
 	version    uint64        // of policies
@@ -324,6 +325,7 @@ func (l *loop) lookAtNetwork(now instant) {
 	if changed {
 		l.networkChanged(now)
 	}
+	l.lookAtMTU(now)
 }
 
 // networkChanged asks everything anew at once: the facts, the servers, and those

@@ -71,6 +71,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 		k.home, _ = netip.ParseAddrPort(string(b))
 	}
 	k.agent.Links(now.wall, l.ifaces)
+	k.agent.LinkMTU(now.wall, l.mtu)
 	k.agent.SetLocal(now.wall, l.candidates)
 	k.agent.SetTraits(now.wall, l.facts.Traits())
 	l.links[book.Key], l.byPeer[p] = k, k

@@ -218,6 +218,7 @@ func (l *loop) begin(servers []crypto.Server, takeover bool) {
 	if l.ifaces, err = l.underlay.Interfaces(); err != nil {
 		l.log.Warn("cannot list interfaces", "err", err)
 	}
+	l.lookAtMTU(now)
 	for _, s := range servers {
 		l.servers = append(l.servers, l.newHome(s, takeover))
 	}

@@ -177,20 +177,27 @@ func TestPathVariants(t *testing.T) {
 		host   netip.Addr
 		socket natt.ListenConfig
 		device tun.Offload
+		budget int // 1500 if 0
 	}{
-		"all over IPv4":    {v4, natt.ListenConfig{}, allOffloads},
-		"all over IPv6":    {v6, natt.ListenConfig{DontFragment: true}, allOffloads},
-		"no UDP GSO":       {v4, natt.ListenConfig{NoGSO: true}, allOffloads},
-		"no UDP GRO":       {v4, natt.ListenConfig{NoGRO: true}, allOffloads},
-		"no batches":       {v6, natt.ListenConfig{NoBatch: true}, allOffloads},
-		"no USO":           {v4, natt.ListenConfig{}, tun.Offload{VNetHdr: true, TSO: true}},
-		"no TSO":           {v4, natt.ListenConfig{}, tun.Offload{VNetHdr: true}},
-		"no virtio header": {v4, natt.ListenConfig{}, none},
-		"nothing at all":   {v6, natt.ListenConfig{NoGSO: true, NoGRO: true, NoBatch: true}, none},
+		"all over IPv4":    {v4, natt.ListenConfig{}, allOffloads, 0},
+		"all over IPv6":    {v6, natt.ListenConfig{DontFragment: true}, allOffloads, 0},
+		"no UDP GSO":       {v4, natt.ListenConfig{NoGSO: true}, allOffloads, 0},
+		"no UDP GRO":       {v4, natt.ListenConfig{NoGRO: true}, allOffloads, 0},
+		"no batches":       {v6, natt.ListenConfig{NoBatch: true}, allOffloads, 0},
+		"no USO":           {v4, natt.ListenConfig{}, tun.Offload{VNetHdr: true, TSO: true}, 0},
+		"no TSO":           {v4, natt.ListenConfig{}, tun.Offload{VNetHdr: true}, 0},
+		"no virtio header": {v4, natt.ListenConfig{}, none, 0},
+		"nothing at all":   {v6, natt.ListenConfig{NoGSO: true, NoGRO: true, NoBatch: true}, none, 0},
+		"jumbo over IPv4":  {v4, natt.ListenConfig{DontFragment: true}, allOffloads, natt.MaxBudget},
+		"jumbo over IPv6":  {v6, natt.ListenConfig{DontFragment: true}, allOffloads, 3900},
+		"jumbo, no GSO":    {v4, natt.ListenConfig{NoGSO: true, NoBatch: true}, none, natt.MaxBudget},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWire(t, v.host, v.socket, v.device)
+			if v.budget > 0 {
+				w.tx.budget, w.tx.room = v.budget, room(w.tx.path, v.budget) // nobody has seen it yet
+			}
 			r := rand.New(rand.NewPCG(5, uint64(len(name))))
 			superpackets := 0
 			for round := range rounds {

@@ -49,6 +49,8 @@ const (
 	outerIPv6 = 40 + 8
 	// frameBase is the budget that every path is assumed to have.
 	frameBase = 1200
+	// plainBudget is what frames of one inner packet fill.
+	plainBudget = 1500
 )
 
 // room is how many bytes of plaintext fit one frame on path p within a budget.

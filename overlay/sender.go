@@ -39,7 +39,7 @@ const (
 	runFrames   = 64    // UDP_MAX_SEGMENTS of older kernels
 	maxMessages = 64
 	// frameSpace is the most that one frame may need in the arena.
-	frameSpace = 4096 + relayHeader + crypto.Overhead + 16
+	frameSpace = natt.MaxBudget + relayHeader + crypto.Overhead + 16
 )
 
 func newSender(p *plane) *sender {
@@ -73,10 +73,15 @@ func (s *sender) packet(to *peer, tx *transmit, p []byte, partial bool) {
 }
 
 // segmented sends one segment of a superpacket, straight from where it was
-// read into the arena. It is not padded: its neighbours have its length.
+// read into the arena. It is not padded: its neighbours have its length. Where
+// a frame has room for several they share it.
 func (s *sender) segmented(to *peer, tx *transmit, p []byte) {
 	if len(p) > tx.room {
 		s.halves(to, tx, p, true)
+		return
+	}
+	if tx.budget > plainBudget && 2*len(p) <= tx.room {
+		s.packet(to, tx, p, true)
 		return
 	}
 	s.closeBundle()

@@ -161,11 +161,12 @@ type traffic struct {
 	to    []*rig
 	entry []*sessionEntry
 	at    map[netip.AddrPort]int // whose address it is
+	most  map[netip.AddrPort]int // largest budget that its paths had
 	want  [][][]byte
 }
 
 func newTraffic(t *testing.T, r *rand.Rand, o tun.Offload) *traffic {
-	w := &traffic{t: t, r: r, a: newRig(1000, &sinkDevice{}), at: map[netip.AddrPort]int{}}
+	w := &traffic{t: t, r: r, a: newRig(1000, &sinkDevice{}), at: map[netip.AddrPort]int{}, most: map[netip.AddrPort]int{}}
 	for i := range 3 {
 		b := newRig(uint32(2000+i), tuntest.New(tuntest.Options{Offload: o, Depth: 1 << 14}))
 		ab, _ := join(w.a, b)
@@ -195,7 +196,12 @@ func (w *traffic) move(i int) *transmit {
 			also = natt.Path{}
 		}
 	}
-	return w.a.use(w.entry[i], p, also, frameBase+w.r.IntN(301))
+	budget := frameBase + w.r.IntN(301)
+	if w.r.IntN(3) == 0 && !p.Relayed() && also == (natt.Path{}) {
+		budget = 1501 + w.r.IntN(natt.MaxBudget-1500)
+	}
+	w.most[p.Remote], w.most[also.Remote] = max(w.most[p.Remote], budget), max(w.most[also.Remote], budget)
+	return w.a.use(w.entry[i], p, also, budget)
 }
 
 // burst sends packets that wait together and delivers the result.
@@ -238,7 +244,7 @@ func (w *traffic) checkRun(m natt.Message) {
 	if len(m.Buf) == 0 || len(m.Buf) > runBytes || frames > runFrames || m.Segment == 0 && frames != 1 || m.Segment != 0 && frames < 2 {
 		w.t.Errorf("run of %d bytes in frames of %d", len(m.Buf), m.Segment)
 	}
-	if outer := size + outerSize(natt.Path{Remote: m.Addr}); outer > 1500 {
+	if outer := size + outerSize(natt.Path{Remote: m.Addr}); outer > w.most[m.Addr] {
 		w.t.Errorf("outer packet of %d bytes", outer)
 	}
 }

@@ -304,6 +304,7 @@ func (l labUnderlay) LookupNetIP(context.Context, string) ([]netip.Addr, error) 
 	return nil, fmt.Errorf("no names in the lab")
 }
 func (l labUnderlay) Interfaces() ([]netip.Prefix, error) { return l.host.Interfaces(), nil }
+func (l labUnderlay) LinkMTU() (int, error)               { return l.host.MTU(), nil }
 func (l labUnderlay) MapPort(context.Context, uint16, func([]netip.AddrPort)) error {
 	return nil
 }

@@ -44,6 +44,13 @@ func (h *Host) Interfaces() []netip.Prefix {
 	return list
 }
 
+// MTU returns that of the host's uplink, as natt.LinkMTU does on a real host.
+func (h *Host) MTU() int {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	return h.mtu
+}
+
 // Counts returns what the host has sent and received so far.
 func (h *Host) Counts() Counts {
 	h.net.mu.Lock()
