@@ -35,7 +35,7 @@ type Config struct {
 	OpenDevice func(tun.Config) (tun.Device, error) // nil: tun.Open
 	DeviceName string                               // default "pilot0"
 	// DNS says how names become known to the programs of this host: resolv.Auto,
-	// resolv.HostFile (the default where HostsFile is given) or resolv.Off.
+	// resolv.Resolvconf, resolv.HostFile (the default where HostsFile is given) or resolv.Off.
 	// Packets to the resolver's address are answered in any case.
 	DNS resolv.Mode
 	// DNSSearch makes the bare names of peers work as well.

@@ -33,7 +33,7 @@ func (n *Node) newNaming() naming {
 		file = "/etc/hosts"
 	}
 	m.host = resolv.NewManager(resolv.Config{
-		Mode: mode, Device: n.cfg.Device.Name(), Server: dns.Address(), Domain: dns.Domain, Reverse: dns.ReverseDomain,
+		Mode: mode, Device: n.cfg.Device.Name(), Server: dns.Address(), Route: ipam.Prefix(), Domain: dns.Domain, Reverse: dns.ReverseDomain,
 		Search: n.cfg.DNSSearch, Probe: dns.ServerName, HostsFile: file,
 		Tag: n.cfg.Identity.Key.Public().Fingerprint().String(), Logger: n.log,
 	})

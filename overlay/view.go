@@ -254,7 +254,7 @@ func (n *Node) Whois(s string) (Whois, error) {
 		return Whois{}, Errorf(CodeNotFound, "no peer has the address %s", ip)
 	}
 	b, ok := n.store.Peer(p.key)
-	if !ok {
+	if !ok || b.State != trust.Active { // the snapshot may be a moment older
 		return Whois{}, Errorf(CodeNotFound, "no peer has the address %s", ip)
 	}
 	w := Whois{

@@ -19,6 +19,7 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 // settings are what a daemon is started with, from wherever each came.
@@ -61,7 +62,7 @@ func nodeFlags() []cli.Flag {
 func runFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one (PILOT_TUN)"},
-		&cli.StringFlag{Name: "dns", Usage: "how programs find peers by name: auto, by what this system has; hosts, by the hosts file; off (PILOT_DNS)"},
+		&cli.StringFlag{Name: "dns", Usage: "how programs find peers by name: auto, by what this system has; resolvconf, by that or openresolv; hosts, by the hosts file; off (PILOT_DNS)"},
 		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too (PILOT_DNS_SEARCH=1)"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
 		&cli.IntFlag{Name: "port", Usage: "UDP port; 0: the one used before (PILOT_PORT)"},
@@ -153,8 +154,8 @@ func (r rawSettings) check() (settings, error) {
 	if len(s.stun) > overlay.MaxSTUN {
 		return s, usagef("%d STUN servers are too many: the most is %d", len(s.stun), overlay.MaxSTUN)
 	}
-	if s.dns != "auto" && s.dns != "hosts" && s.dns != "off" {
-		return s, usagef("--dns %.40q: want auto, hosts or off", s.dns)
+	if !slices.Contains([]resolv.Mode{resolv.Auto, resolv.Resolvconf, resolv.HostFile, resolv.Off}, resolv.Mode(s.dns)) {
+		return s, usagef("--dns %.40q: want auto, resolvconf, hosts or off", s.dns)
 	}
 	if s.tun == "userspace" {
 		return s, usagef("--tun userspace comes with a later release").WithHint("leave --tun out, and run as root")

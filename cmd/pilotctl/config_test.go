@@ -68,6 +68,7 @@ func TestCheckSettings(t *testing.T) {
 		{"dns", rawSettings{DNS: "yes"}, true},
 		{"dns auto", rawSettings{DNS: "auto"}, false},
 		{"dns hosts", rawSettings{DNS: "hosts"}, false},
+		{"dns resolvconf", rawSettings{DNS: "resolvconf"}, false},
 		{"userspace", rawSettings{TUN: "userspace"}, true},
 		{"port", rawSettings{Port: 65536}, true},
 		{"negative port", rawSettings{Port: -1}, true},

@@ -12,8 +12,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 func (p *program) daemonCommand() *cli.Command {
@@ -72,6 +74,9 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	defer sockets.Close()
+	if err := prepareDNS(resolv.Mode(set.dns), id, logger); err != nil {
+		return err
+	}
 	config := nodeConfig(c, at, set, id, logger)
 	config.Proxies = proxies
 	n, err := p.newNode(config)
@@ -82,6 +87,24 @@ func (p *program) daemon(c *cli.Context) error {
 	err = serve(ctx, n, sockets, mounts(set.services), logger)
 	logger.Info("daemon is down")
 	return err
+}
+
+// prepareDNS checks that a mode that was asked for can be had. Where the names
+// are not to be made known it removes what a killed daemon left with resolvconf;
+// in the other modes the node does.
+func prepareDNS(mode resolv.Mode, id ipam.Identity, logger *slog.Logger) error {
+	switch mode {
+	case resolv.Resolvconf:
+		if err := resolv.CheckResolvconf(); err != nil {
+			return usagef("--dns resolvconf: neither resolvconf nor openresolv is installed").
+				WithHint("apt-get install openresolv, or --dns auto, which takes what this system has")
+		}
+	case resolv.Off:
+		if err := resolv.RemoveResolvconf(id.Key.Public().Fingerprint().String(), ipam.Prefix()); err != nil {
+			logger.Warn("cannot take back what an earlier start told resolvconf", "error", err)
+		}
+	}
+	return nil
 }
 
 // serve runs the node and the local interface to it until one of them ends.

@@ -41,6 +41,8 @@ func (s dnsStatus) modeText() string {
 	switch s.Mode {
 	case resolv.Resolved:
 		return "resolved: systemd-resolved asks the agent's resolver about its zones"
+	case resolv.Resolvconf:
+		return "resolvconf: resolv.conf names the agent's resolver first; it refuses other questions, and programs ask the next"
 	case resolv.Files:
 		return "files: " + resolv.DefaultResolverDir + " names the agent's resolver for its zones"
 	case resolv.HostFile:

@@ -302,8 +302,11 @@ func (e *examination) naming() []finding {
 	do := "pilotctl dns status tells how names are made known"
 	if how := e.machine.hosts; how != nil {
 		needs := []string{"files"}
-		if s.Device.DNS == string(resolv.Resolved) {
+		switch resolv.Mode(s.Device.DNS) {
+		case resolv.Resolved:
 			needs = []string{"dns", "resolve"}
+		case resolv.Resolvconf:
+			needs = []string{"dns"}
 		}
 		if !slices.ContainsFunc(needs, func(n string) bool { return slices.Contains(how, n) }) {
 			do = fmt.Sprintf("add %q to the hosts line of /etc/nsswitch.conf", needs[0])

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
 	"github.com/pilotnet/pilot/tun/resolv"
@@ -65,8 +66,8 @@ func stop(ctx context.Context, client *api.Client, wait time.Duration) (ran bool
 	return true, err
 }
 
-// tidy removes what a killed daemon leaves behind: socket files, and names in the
-// hosts file. Both are left alone while a daemon answers.
+// tidy removes what a killed daemon leaves behind: socket files, names in the
+// hosts file, and what told the system of the resolver. All are left alone while a daemon answers.
 func tidy(at places, hosts string) error {
 	if err := api.RemoveStale(at.socket); err != nil {
 		return err
@@ -81,6 +82,9 @@ func tidy(at places, hosts string) error {
 		return nil // no agent here, or none that this user may look at
 	}
 	tag := id.Key.Public().Fingerprint().String()
+	if err := resolv.RemoveResolvconf(tag, ipam.Prefix()); err != nil {
+		return systemError("take the resolver out of resolv.conf", err)
+	}
 	// Read first: most users may not write the file, and need not.
 	if text, err := os.ReadFile(hosts); err != nil || !strings.Contains(string(text), tag) {
 		return nil

@@ -153,6 +153,7 @@ func TestGolden(t *testing.T) {
 		{"resolve_nonsense", nil, []string{"resolve", "2001:db8::1"}},
 		{"netcheck", nil, []string{"netcheck"}},
 		{"dns_status", nil, []string{"dns", "status"}},
+		{"dns_status_resolvconf", func(a *apitest.Agent) { a.Me.Device.DNS = "resolvconf" }, []string{"dns", "status"}},
 		{"dns_status_resolved", func(a *apitest.Agent) { a.Me.Device.DNS = "resolved" }, []string{"dns", "status"}},
 		{"dns_status_notes", func(a *apitest.Agent) {
 			a.Me.Device.DNSNotes = []string{"systemd-resolved: does not run"}

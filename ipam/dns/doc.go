@@ -27,8 +27,8 @@
 //   - Any other name of the two zones: NXDOMAIN. An agent that exists but is not
 //     trusted is not in the data, so it takes the same code path to the same
 //     bytes as one that does not exist.
-//   - Names elsewhere: REFUSED. No question is ever passed on: where a system cannot
-//     ask us about our zones alone it is not told of us.
+//   - Names elsewhere: REFUSED. No question is ever passed on: a system that cannot
+//     ask us about our zones alone takes REFUSED as a reason to ask the next server.
 //   - ANY: one set of records of the name (RFC 8482). AXFR and IXFR: REFUSED.
 //     An operation other than QUERY: NOTIMP. Not exactly one question
 //     (RFC 9619), or not a DNS message: FORMERR. EDNS of a version above 0:

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,13 +21,14 @@ type paths struct {
 	nsswitch   string
 	sockets    string // of UDP, as the kernel lists them
 	sbin       []string
-	debian     string // directory of Debian's resolvconf
+	state      string // directory of resolvconf and openresolv
+	first      string // the process whose namespaces are the machine's
 }
 
 func systemPaths() paths {
 	return paths{
 		resolvConf: "/etc/resolv.conf", nsswitch: "/etc/nsswitch.conf", sockets: "/proc/net/udp",
-		sbin: []string{"/sbin", "/usr/sbin", "/usr/bin", "/usr/local/sbin"}, debian: "/etc/resolvconf",
+		sbin: []string{"/sbin", "/usr/sbin", "/usr/bin", "/usr/local/sbin"}, state: "/run/resolvconf", first: "/proc/1",
 	}
 }
 
@@ -57,18 +57,31 @@ func (p paths) askResolved(uid uint32) error {
 	return nil
 }
 
-// servers are the name servers of resolv.conf (resolv.conf(5)).
-func (p paths) servers() (list []string, err error) {
+// servers are the name servers of resolv.conf.
+func (p paths) servers() ([]string, error) {
 	text, err := os.ReadFile(p.resolvConf)
 	if err != nil {
 		return nil, err
 	}
+	return parseResolvConf(text).servers, nil
+}
+
+// resolvConf is what we ask about in a file like resolv.conf.
+type resolvConf struct{ servers, options []string }
+
+// parseResolvConf reads a file like resolv.conf(5), or several in one.
+func parseResolvConf(text []byte) (c resolvConf) {
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) >= 2 && f[0] == "nameserver" {
-			list = append(list, f[1])
+		f := strings.Fields(line)
+		switch {
+		case len(f) < 2:
+		case f[0] == "nameserver":
+			c.servers = append(c.servers, f[1])
+		case f[0] == "options":
+			c.options = append(c.options, f[1:]...)
 		}
 	}
-	return list, nil
+	return c
 }
 
 // hostsLine is how glibc looks up hosts (nsswitch.conf(5)); not ok if the file
@@ -106,24 +119,6 @@ func (p paths) listener() (uid uint32, err error) {
 		return uint32(n), err
 	}
 	return 0, errors.New("nobody answers on " + stubAddress.String() + " here")
-}
-
-// hostsNotes say what else this machine has that would know the names, and why
-// it is left alone.
-func hostsNotes(p paths) []string {
-	for _, dir := range p.sbin {
-		path := filepath.Join(dir, "resolvconf")
-		target, err := filepath.EvalSymlinks(path)
-		if err != nil || filepath.Base(target) == "resolvectl" {
-			continue
-		}
-		kind := "openresolv"
-		if info, err := os.Stat(p.debian); err == nil && info.IsDir() {
-			kind = "resolvconf"
-		}
-		return []string{fmt.Sprintf("%s (%s) can be told of a resolver by running it only, and this program runs no others", kind, path)}
-	}
-	return nil
 }
 
 func either(s, otherwise string) string {

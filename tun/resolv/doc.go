@@ -4,15 +4,15 @@
 //
 //   - systemd-resolved, on Linux: it is told over D-Bus
 //     (org.freedesktop.resolve1(5)) to ask our resolver about two zones.
+//   - Debian's resolvconf or openresolv, on Linux: it is run to put our resolver
+//     before the others in the resolv.conf that it keeps.
 //   - Files in /etc/resolver, on macOS (resolver(5)): the same for its resolver.
 //   - A managed block in the hosts file (usually /etc/hosts, see hosts(5)), which
 //     every resolver of every libc reads. The set of names is small: the peers
 //     that an agent trusts.
 //
-// It never takes over resolv.conf, and no program's question about any other
-// name ever comes our way. It runs no other program either: resolvconf and
-// openresolv, which can be spoken to in no other way, are left alone, and the
-// Status says so.
+// It never writes resolv.conf itself, and never takes it over. With all means but
+// resolvconf no program's question about any other name comes our way.
 //
 // # systemd-resolved
 //
@@ -34,6 +34,37 @@
 // All is done again when the service comes back on the bus (NameOwnerChanged),
 // and looked at every minute. No call may take longer than a second. The settings
 // belong to the link: they go away with it, however the process ends.
+//
+// # resolvconf
+//
+// resolv.conf knows no zones: all questions go to its first server. Our resolver
+// refuses those that are not about its zones at once (REFUSED), and glibc, musl
+// and Go's resolver then ask the next server. So its place is the first, without
+// passing anything on; the price is that it sees the other questions, which it
+// keeps no record of, and one more exchange inside the machine for each.
+//
+// The record is called "lo.pilot-TAG": both programs sort what begins with "lo."
+// to the front, as a name server of this machine. openresolv's -m would not do
+// that (records without a metric come before those with 0), and its -x would take
+// the other servers out. This means is used only if
+//
+//   - one of the programs is installed (systemd's resolvconf, which is
+//     resolvectl, is not one) and keeps the resolv.conf in use: a link into
+//     /run/resolvconf, or a file that openresolv signs;
+//   - it has one or two other servers: with none programs would have nobody
+//     else, and with three, which is all that a libc reads, one would be lost;
+//   - the first of these is no forwarder on this machine, which would ask ours
+//     about everything, and no option (rotate, use-vc) keeps programs from asking
+//     the first server first over UDP;
+//   - the files are not those of a machine whose network namespace is another;
+//   - our resolver answers, and afterwards really stands first. If not the record
+//     is removed, and not made again until the servers change.
+//
+// This is looked at every minute. Whoever kills the process leaves the record
+// until the next start, "pilotctl down" or the next boot. Since the device is gone
+// the server cannot be reached then, and programs ask the next; so that this does
+// not take them a timeout where there is a default route, Config.Route has a
+// second route of the lowest priority meanwhile, which says "unreachable".
 //
 // # /etc/resolver
 //

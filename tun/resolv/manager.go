@@ -15,11 +15,12 @@ import (
 type Mode string
 
 const (
-	Auto     Mode = "auto"     // the first means that fits
-	HostFile Mode = "hosts"    // the hosts file, whatever else there is
-	Off      Mode = "off"      // by none
-	Resolved Mode = "resolved" // systemd-resolved; a Status only
-	Files    Mode = "files"    // /etc/resolver of macOS; a Status only
+	Auto       Mode = "auto"       // the first means that fits
+	Resolvconf Mode = "resolvconf" // resolvconf or openresolv, and the hosts file where that does not fit
+	HostFile   Mode = "hosts"      // the hosts file, whatever else there is
+	Off        Mode = "off"        // by none
+	Resolved   Mode = "resolved"   // systemd-resolved; a Status only
+	Files      Mode = "files"      // /etc/resolver of macOS; a Status only
 )
 
 const (
@@ -30,12 +31,15 @@ const (
 
 // A Config says what a Manager is to do, and for which names.
 type Config struct {
-	// Mode is Auto or HostFile.
+	// Mode is Auto, Resolvconf or HostFile.
 	Mode Mode
 	// Device is the interface through which Server is reached.
 	Device string
 	// Server is the resolver that knows the names, on port 53.
 	Server netip.Addr
+	// Route, if valid, is the prefix of Server that Device has a route to. While
+	// resolvconf names Server, what has no route there is unreachable.
+	Route netip.Prefix
 	// Domain is the zone of the names, Reverse that of their addresses.
 	Domain, Reverse string
 	// Search makes bare names be looked up in Domain as well. For the hosts file
@@ -62,7 +66,7 @@ type Status struct {
 type Manager struct {
 	log     *slog.Logger
 	means   []means
-	extra   func() []string // further notes for the hosts file
+	left    []means // not to be used, but an earlier start may have
 	current means
 	status  atomic.Pointer[Status]
 }
@@ -89,16 +93,16 @@ func NewManager(c Config) *Manager {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	m := newManager(c.Logger, &hostsMeans{NewHosts(c.HostsFile, c.Tag)})
-	if c.Mode == Auto {
-		m.means = slices.Concat(systemMeans(c), m.means)
-		m.extra = systemNotes
+	m.means = slices.Concat(systemMeans(c), m.means)
+	if c.Mode == HostFile {
+		m.left = systemLeft(c)
 	}
 	return m
 }
 
 // newManager returns a manager of these means, the best first.
 func newManager(log *slog.Logger, all ...means) *Manager {
-	m := &Manager{log: log, means: all, extra: func() []string { return nil }}
+	m := &Manager{log: log, means: all}
 	m.status.Store(&Status{Mode: Off})
 	return m
 }
@@ -110,6 +114,9 @@ func (m *Manager) Status() Status { return *m.status.Load() }
 // It reads entries at the start and whenever changed is ready.
 func (m *Manager) Run(ctx context.Context, changed <-chan struct{}, entries func() []Entry) {
 	defer m.restore()
+	for _, s := range m.left {
+		m.undo(ctx, s)
+	}
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
@@ -164,15 +171,11 @@ func (m *Manager) apply(ctx context.Context, entries []Entry) {
 		if ctx.Err() != nil {
 			return
 		}
-		last := i == len(m.means)-1
 		if err != nil {
 			notes = append(notes, err.Error())
-			if !last {
+			if i < len(m.means)-1 {
 				continue
 			}
-		}
-		if last {
-			notes = append(notes, m.extra()...)
 		}
 		m.use(ctx, s, notes)
 		return

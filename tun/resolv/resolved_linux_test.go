@@ -163,7 +163,7 @@ func testPaths(t *testing.T) paths {
 	dir := t.TempDir()
 	p := paths{
 		resolvConf: filepath.Join(dir, "resolv.conf"), nsswitch: filepath.Join(dir, "nsswitch.conf"),
-		sockets: filepath.Join(dir, "udp"), sbin: []string{dir}, debian: filepath.Join(dir, "resolvconf.d"),
+		sockets: filepath.Join(dir, "udp"), sbin: []string{dir}, state: filepath.Join(dir, "state"), first: "/proc/self",
 	}
 	must(t, os.WriteFile(p.resolvConf, []byte("# a stub\nnameserver 127.0.0.53\noptions edns0 trust-ad\nsearch .\n"), 0o644))
 	must(t, os.WriteFile(p.nsswitch, []byte("passwd: files\nhosts:  files dns # and no more\n"), 0o644))
@@ -194,7 +194,12 @@ func start(t *testing.T, bus string, change func(*resolved)) *rig {
 	}
 	g := &rig{means: r, hosts: hostsFile(t, "127.0.0.1 localhost\n"), changed: make(chan struct{}, 1)}
 	g.Manager = newManager(slog.New(slog.DiscardHandler), r, &hostsMeans{NewHosts(g.hosts, "a")})
-	g.extra = func() []string { return hostsNotes(r.paths) }
+	g.run(t)
+	return g
+}
+
+// run runs the manager until stop, or the end of the test.
+func (g *rig) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -206,7 +211,6 @@ func start(t *testing.T, bus string, change func(*resolved)) *rig {
 		<-done
 	}
 	t.Cleanup(g.stop)
-	return g
 }
 
 // until waits for a mode, and returns the status.
@@ -393,28 +397,6 @@ func TestResolvedHangs(t *testing.T) {
 	g := start(t, bus, nil)
 	if s := g.until(t, HostFile); !strings.Contains(s.Notes[0], "SetLinkDNS") || time.Since(begin) > 8*time.Second {
 		t.Errorf("notes %q after %v", s.Notes, time.Since(begin))
-	}
-}
-
-func TestResolvconfNotes(t *testing.T) {
-	t.Parallel()
-	p := testPaths(t)
-	if got := hostsNotes(p); got != nil {
-		t.Errorf("notes %q without resolvconf", got)
-	}
-	program := filepath.Join(p.sbin[0], "resolvconf")
-	must(t, os.WriteFile(program, nil, 0o755))
-	if got := hostsNotes(p); len(got) != 1 || !strings.HasPrefix(got[0], "openresolv (") {
-		t.Errorf("notes %q", got)
-	}
-	must(t, os.Mkdir(p.debian, 0o755))
-	if got := hostsNotes(p); len(got) != 1 || !strings.HasPrefix(got[0], "resolvconf (") {
-		t.Errorf("notes %q", got)
-	}
-	must(t, os.Rename(program, filepath.Join(p.sbin[0], "resolvectl")))
-	must(t, os.Symlink("resolvectl", program))
-	if got := hostsNotes(p); got != nil {
-		t.Errorf("notes %q for systemd's own", got)
 	}
 }
 
