@@ -124,6 +124,9 @@ func copyState(t *testing.T, from, to string) {
 	}
 }
 
+// slowStart is a start that deserves a look at the logs.
+const slowStart = 4 * time.Second
+
 // fullRate is that of the measurements: packets a second of a stream.
 const fullRate = 1000
 
@@ -201,7 +204,12 @@ func (m *meeting) again(t *testing.T) (took [2]time.Duration) {
 		}
 		return !waiting[0] && !waiting[1]
 	}) {
+		m.showLogs(t)
 		t.Fatalf("not registered after 20 s: alice %v, bob %v", waiting[0], waiting[1])
+	}
+	if max(took[0], took[1]) > slowStart {
+		t.Logf("slow to register: %v", took)
+		m.showLogs(t)
 	}
 	return took
 }
@@ -227,8 +235,12 @@ func (m *meeting) start(t *testing.T, i int) {
 	m.daemons[i] = c
 }
 
-// client speaks to the daemon without a process of its own.
-func (a *agent) client() *api.Client { return api.NewClient(filepath.Join(a.state, "pilot.sock")) }
+// client speaks to the daemon without a process of its own. There is one for all
+// calls: each keeps connections open, and a daemon takes only so many.
+func (a *agent) client() *api.Client {
+	a.once.Do(func() { a.api = api.NewClient(filepath.Join(a.state, "pilot.sock")) })
+	return a.api
+}
 
 // registered says whether that many servers know the agent.
 func (a *agent) registered(ctx context.Context, servers int) bool {
@@ -280,7 +292,7 @@ func (m *meeting) lossPlaces(t *testing.T) string {
 	for _, host := range []string{m.agents[0].host, m.agents[1].host, "rdv"} {
 		out := m.output(t, host, "sh", "-c", `awk '$1 == "Udp:" && $6 ~ /^[0-9]/ && $6 > 0 { print "receive buffer", $6 }
 			$1 == "Udp:" && $7 ~ /^[0-9]/ && $7 > 0 { print "send buffer", $7 }' /proc/net/snmp
-			ip -s -s link | awk '/^[0-9]/ { dev = $2 } /RX:|TX:/ { way = $1; getline; if ($4 > 0) print dev, way, "dropped", $4 }'`)
+			ip -s -s link 2>/dev/null | awk '/^[0-9]/ { dev = $2 } /RX:|TX:/ { way = $1; getline; if ($4 > 0) print dev, way, "dropped", $4 }'`)
 		if text := strings.Join(strings.Fields(out), " "); text != "" {
 			texts = append(texts, host+": "+text)
 		}
