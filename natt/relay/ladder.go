@@ -100,6 +100,8 @@ type Ladder struct {
 	ids     int
 	dials   []dialed
 	quit    []quit
+	broken  []dialed  // what failed in this climb
+	redial  time.Time // when that is tried again, though the rest is not over
 	out     []LadderAction
 	asked   time.Time // first question without an answer; zero: none
 	last    time.Time // last question
@@ -120,6 +122,7 @@ type Ladder struct {
 type dialed struct {
 	id   int
 	rung Rung
+	port uint16
 	up   bool
 }
 
@@ -259,6 +262,9 @@ func (l *Ladder) Opened(now time.Time, id int) {
 
 // Failed says that carrier id could not be opened, or that it ended.
 func (l *Ladder) Failed(now time.Time, id int) {
+	if i := slices.IndexFunc(l.dials, func(d dialed) bool { return d.id == id && !d.up }); i >= 0 && l.step > 0 {
+		l.broken = append(l.broken, l.dials[i])
+	}
 	l.dials = slices.DeleteFunc(l.dials, func(d dialed) bool { return d.id == id })
 	l.quit = slices.DeleteFunc(l.quit, func(q quit) bool { return q.id == id })
 	if id == l.id && l.rung.Stream() {
@@ -269,7 +275,7 @@ func (l *Ladder) Failed(now time.Time, id int) {
 		l.step = 2 // the last that is known of UDP is that it does not work
 		return
 	}
-	if l.step > 0 && !l.pending() {
+	if l.step > 0 && (l.step >= stepsOfClimb || !l.pending()) {
 		l.stepAt = now // no reason to wait
 	}
 }
@@ -294,7 +300,33 @@ func (l *Ladder) pending() bool {
 	return slices.ContainsFunc(l.dials, func(d dialed) bool { return !d.up })
 }
 
-func (l *Ladder) climb(now time.Time) { l.step, l.stepAt = 1, now }
+func (l *Ladder) climb(now time.Time) {
+	l.step, l.stepAt = 1, now
+	l.broken, l.redial = nil, time.Time{}
+}
+
+// stepsOfClimb is how many steps a climb has, with the one that waits for the outcome.
+const stepsOfClimb = 5
+
+// wantRedial waits for what is still being dialled. A network that drops packets makes that
+// last; what failed at once, such as a proxy that was not up yet, is tried again meanwhile.
+func (l *Ladder) wantRedial(now time.Time) {
+	l.stepAt = now.Add(time.Hour)
+	switch {
+	case len(l.broken) == 0:
+	case l.redial.IsZero():
+		l.redial = now.Add(climbAgain)
+		l.stepAt = l.redial
+	case now.Before(l.redial):
+		l.stepAt = l.redial
+	default:
+		again := l.broken
+		l.broken, l.redial = nil, time.Time{}
+		for _, d := range again {
+			l.dial(d.rung, d.port)
+		}
+	}
+}
 
 // climbAt is when the question without an answer starts a climb; zero for never.
 func (l *Ladder) climbAt() time.Time {
@@ -395,7 +427,7 @@ func (l *Ladder) probe() {
 
 func (l *Ladder) dial(r Rung, port uint16) {
 	l.ids++
-	l.dials = append(l.dials, dialed{id: l.ids, rung: r})
+	l.dials = append(l.dials, dialed{id: l.ids, rung: r, port: port})
 	l.do(LadderAction{Kind: LadderDial, Rung: r, Port: port, ID: l.ids})
 }
 
@@ -424,7 +456,7 @@ func (l *Ladder) climbStep(now time.Time) {
 		}
 	default:
 		if l.pending() {
-			l.stepAt = now.Add(time.Hour) // until they have failed
+			l.wantRedial(now)
 			return
 		}
 		l.step = 0

@@ -12,18 +12,19 @@ import (
 // A scene is a server behind a firewall, in virtual time: what gets through, and
 // how long that takes.
 type scene struct {
-	t       *testing.T
-	l       *Ladder
-	now     time.Time
-	begin   time.Time
-	through map[Rung]bool
-	refused map[uint16]bool // ports whose dials fail at once
-	rtt     time.Duration
-	slower  time.Duration // by so much is the own port slower than 443
-	answers []answer
-	open    map[int]Rung
-	used    map[int]uint16
-	log     []string
+	t        *testing.T
+	l        *Ladder
+	now      time.Time
+	begin    time.Time
+	through  map[Rung]bool
+	refused  map[uint16]bool // ports whose dials fail at once
+	refusing map[Rung]bool   // and rungs
+	rtt      time.Duration
+	slower   time.Duration // by so much is the own port slower than 443
+	answers  []answer
+	open     map[int]Rung
+	used     map[int]uint16
+	log      []string
 }
 
 type answer struct {
@@ -73,7 +74,7 @@ func (s *scene) act(a LadderAction) {
 		note("dial %v %d", a.Rung, a.Port)
 		s.open[a.ID], s.used[a.ID] = a.Rung, a.Port
 		switch {
-		case s.refused[a.Port]:
+		case s.refused[a.Port] || s.refusing[a.Rung]:
 			s.after(s.rtt, func() {
 				if _, still := s.open[a.ID]; still {
 					delete(s.open, a.ID)
@@ -392,5 +393,22 @@ func TestLadderRandom(t *testing.T) {
 		if s.l.Rung() != RungUDP || len(s.open) != 0 {
 			t.Fatalf("seed %d: ends on %v with %d streams", seed, s.l.Rung(), len(s.open))
 		}
+	}
+}
+
+// A proxy that refuses at first, since it has not started yet, is asked again while what
+// the firewall swallows is still being dialled.
+func TestLadderProxyIsLate(t *testing.T) {
+	s := newScene(t, LadderConfig{Port: 3478, Proxy: true}, RungProxy)
+	s.refusing = map[Rung]bool{RungProxy: true}
+	s.ask()
+	s.run(900 * time.Millisecond)
+	if s.l.Rung() == RungProxy {
+		t.Fatal("nothing was refused")
+	}
+	s.refusing = nil
+	s.run(2 * time.Second)
+	if s.l.Rung() != RungProxy {
+		t.Errorf("by %v: %s", s.l.Rung(), strings.Join(s.log, "; "))
 	}
 }
