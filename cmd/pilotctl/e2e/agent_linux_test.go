@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 // An agent is a place for a pilotctl: a host, a state directory and a hosts file.
@@ -24,6 +26,8 @@ type agent struct {
 	name  string
 	state string
 	hosts string
+	once  sync.Once
+	api   *api.Client
 }
 
 // machine is a host without an agent yet.
