@@ -9,7 +9,7 @@ SOAK       ?= 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: build test race plain allocs vet lint cross fuzz nat scale bench soak latency demo clean
+.PHONY: release reproducible build test race plain allocs vet lint cross fuzz nat scale bench soak latency demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -86,6 +86,15 @@ latency:
 # Streams over a bad link for SOAK: bytes and memory must be right at the end.
 soak:
 	$(GO) run ./packaging/bench -soak $(SOAK)
+
+# All that is handed out, in dist/release: programs, deb, rpm, images, bills of
+# materials, checksums. Builds nfpm from its sources the first time.
+release:
+	$(GO) run ./packaging/release
+
+# The last commit, built twice in different places: the same bytes.
+reproducible:
+	$(GO) run ./packaging/release -reproducible
 
 demo: build
 	./pilotctl demo

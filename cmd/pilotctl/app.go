@@ -62,10 +62,10 @@ func (p *program) app() *cli.App {
 			&cli.BoolFlag{Name: "version", Usage: "same as the command version"},
 		},
 		Commands: []*cli.Command{
-			p.initCommand(), p.upCommand(), p.downCommand(), p.joinCommand(),
+			p.initCommand(), p.upCommand(), p.downCommand(), p.waitCommand(), p.joinCommand(), p.resetCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
 			p.serveCommand(), p.fileCommand(), p.pubCommand(), p.subCommand(), p.eventsCommand(), p.taskCommand(), p.mcpCommand(), p.pingCommand(), p.benchCommand(), p.netcheckCommand(), p.doctorCommand(), p.bugreportCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(),
-			p.configCommand(), p.daemonCommand(), p.serverCommand(), p.demoCommand(), p.versionCommand(),
+			p.configCommand(), p.daemonCommand(), p.serviceCommand(), p.serverCommand(), p.demoCommand(), p.completionCommand(), p.manCommand(), p.versionCommand(), p.completeCommand(),
 		},
 		HideVersion:               true,
 		HideHelpCommand:           true,
@@ -172,7 +172,7 @@ const appHelp = `{{.HelpName}} - {{.Usage}}
 
 usage: {{.UsageText}}
 
-{{range .VisibleCommands}}  {{printf "%-9s" .Name}} {{.Usage}}
+{{range .VisibleCommands}}  {{printf "%-10s" .Name}} {{.Usage}}
 {{end}}
 flags of every command, anywhere on the line:
 {{range .VisibleFlags}}  {{.}}

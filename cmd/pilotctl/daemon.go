@@ -27,7 +27,10 @@ func (p *program) daemonCommand() *cli.Command {
 			Usage: "run the agent until it is told to end, logging on stderr",
 			Description: `For service managers and containers; "pilotctl up" runs it in the background.
 SIGTERM, SIGINT and "pilotctl down" end it.`,
-			Flags: slices.Concat(nodeFlags(), runFlags(), []cli.Flag{&cli.IntFlag{Name: "report-fd", Hidden: true}}),
+			Flags: slices.Concat(nodeFlags(), runFlags(), []cli.Flag{
+				&cli.BoolFlag{Name: "init", Usage: "make the agent first if there is none, as up does"},
+				&cli.IntFlag{Name: "report-fd", Hidden: true},
+			}),
 			Action: func(c *cli.Context) error {
 				if _, err := arguments(c); err != nil {
 					return err
@@ -52,6 +55,12 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	id, err := readIdentity(at)
+	if errors.Is(err, errNoIdentity) && c.Bool("init") {
+		if _, err := p.makeAgent(c, at); err != nil {
+			return err
+		}
+		id, err = readIdentity(at)
+	}
 	if errors.Is(err, errNoIdentity) {
 		return overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state).
 			WithHint("pilotctl init --name NAME --server HOST#KEY makes one; pilotctl up makes and starts it")
@@ -118,7 +127,9 @@ func serve(ctx context.Context, n node, sockets *api.Sockets, owners map[string]
 		return n.Run(both)
 	})
 	group.Go(func() error { return server.Run(both, sockets) })
+	told := notifyManager(both, func() { n.Status() }, logger)
 	err := group.Wait()
+	told()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
