@@ -176,7 +176,7 @@ func (m *maker) platform(goos, arch string) error {
 		args := append(slices.Clone(m.nfpm), "package", "--config", "packaging/package/nfpm.yaml", "--packager", kind, "--target", m.out)
 		c := exec.Command(args[0], args[1:]...)
 		c.Env = append(os.Environ(), "PILOT_ARCH="+arch, "PILOT_VERSION="+m.version, "PILOT_STAGE="+m.stage,
-			"PILOT_DATE="+m.date.UTC().Format(time.RFC3339), "SOURCE_DATE_EPOCH="+strconv.FormatInt(m.date.Unix(), 10))
+			"SOURCE_DATE_EPOCH="+strconv.FormatInt(m.date.Unix(), 10))
 		if text, err := c.CombinedOutput(); err != nil {
 			return fmt.Errorf("nfpm: %w: %s", err, text)
 		}
