@@ -77,7 +77,8 @@ func (r *natResults) origin() string {
 		names = append(names, name)
 	}
 	sort.Strings(names)
-	return fmt.Sprintf("Measured by `make nat` from %s to %s UTC at %s; %s. Each row below has its commit and the load of the machine.",
+	return fmt.Sprintf("Measured by `make nat` from %s to %s UTC at %s; %s. Each row below has its commit and the load of the machine: above 2 the "+
+		"processors were wanted by more programs than there were processors, and times are upper bounds.",
 		first, last, strings.Join(names, ", "), machine())
 }
 
@@ -165,6 +166,9 @@ func starts(all map[string][]pairRun, list []cell) string {
 	for _, c := range list {
 		for _, p := range all[c.name] {
 			for i := range 2 {
+				if p.up[i] == 0 {
+					continue
+				}
 				kind := "UDP"
 				switch site := c.kinds[min(int(c.hosts[i][0]-'a'), len(c.kinds)-1)]; {
 				case strings.HasPrefix(site, "udpblock"):
