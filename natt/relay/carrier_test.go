@@ -47,7 +47,9 @@ func carriers(t *testing.T, limit int) (a, b *Carrier) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.mu.Lock()
 	a.limit = limit
+	a.mu.Unlock()
 	b = <-accepted
 	t.Cleanup(func() {
 		a.Close()
