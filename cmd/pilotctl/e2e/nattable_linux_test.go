@@ -191,7 +191,7 @@ func (c cell) measure(t *testing.T, m *meeting, run int) pairRun {
 	})
 	pass(t, afterDirect)
 	r.whyNot = from.other(t.Context()).WhyNot
-	all := s.stop(200 * time.Millisecond)
+	all := s.stop(500 * time.Millisecond)
 	if text := all.missing(); text != "" {
 		t.Logf("%s's packets that did not arrive: %s; dropped: %s", from.name, text, m.lossPlaces(t))
 	}
@@ -204,10 +204,19 @@ func (c cell) measure(t *testing.T, m *meeting, run int) pairRun {
 	r.elsewhere = all.lost(all.sent[0], end)
 	if at, ok := all.directAt(c.from); ok {
 		r.direct, r.whyNot = at.Sub(all.sent[0]), ""
-		r.atUpgrade = all.lost(at.Add(-aroundUp), at.Add(aroundUp))
+		r.atUpgrade = all.lost(later(at.Add(-aroundUp), all.sent[all.got[0].number]), at.Add(aroundUp))
 		r.elsewhere -= r.atUpgrade
 	}
 	return r
+}
+
+// later is the later of two times. What was sent before the first packet that
+// arrived waited for the session and not for the upgrade.
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // run measures a cell some times in a lab of its own; done has what was measured
