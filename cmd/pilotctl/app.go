@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"flag"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -32,9 +34,26 @@ type program struct {
 	json bool // set by run
 }
 
+// A helpFlag is --help without a state of its own: the library has one for all
+// calls of a process, and a language model may make several at once.
+type helpFlag struct{ *cli.BoolFlag }
+
+func (f helpFlag) Apply(set *flag.FlagSet) error {
+	own := *f.BoolFlag
+	return own.Apply(set)
+}
+
+// shareHelp makes --help fit for calls at the same time.
+var shareHelp = sync.OnceFunc(func() {
+	if f, ok := cli.HelpFlag.(*cli.BoolFlag); ok {
+		cli.HelpFlag = helpFlag{f}
+	}
+})
+
 // run carries out args, of which the first is the program's name, and returns
 // the exit status.
 func (p *program) run(ctx context.Context, args []string) int {
+	shareHelp()
 	app := p.app()
 	argv, err := normalise(app, args)
 	p.json = wantsJSON(args, p.getenv)

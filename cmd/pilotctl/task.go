@@ -48,7 +48,9 @@ func (p *program) taskDesk(c *cli.Context) (*taskDesk, error) {
 	return &taskDesk{files, tasks.NewOwnerClient(at.socket)}, nil
 }
 
-var taskPort = &cli.UintFlag{Name: "port", Value: tasks.Port, Usage: "the peer's port, of another A2A agent that it publishes"}
+func taskPort() cli.Flag {
+	return &cli.UintFlag{Name: "port", Value: tasks.Port, Usage: "the peer's port, of another A2A agent that it publishes"}
+}
 
 // at reaches the tasks of a peer.
 func (d *taskDesk) at(ctx context.Context, name string, port uint) (*tasks.Client, overlay.Peer, error) {
@@ -135,7 +137,7 @@ func (p *program) atTask(c *cli.Context, own func(*taskDesk, string) (tasks.Entr
 
 func (p *program) taskGetCommand() *cli.Command {
 	return &cli.Command{
-		Name: "get", Usage: "show a task", ArgsUsage: "[PEER] ID", Flags: []cli.Flag{taskPort},
+		Name: "get", Usage: "show a task", ArgsUsage: "[PEER] ID", Flags: []cli.Flag{taskPort()},
 		Action: func(c *cli.Context) error {
 			d, e, err := p.atTask(c,
 				func(d *taskDesk, id string) (tasks.Entry, error) { return d.tasks.Get(c.Context, id) },
@@ -150,7 +152,7 @@ func (p *program) taskGetCommand() *cli.Command {
 
 func (p *program) taskCancelCommand() *cli.Command {
 	return &cli.Command{
-		Name: "cancel", Usage: "end a task that is at work", ArgsUsage: "[PEER] ID", Flags: []cli.Flag{taskPort},
+		Name: "cancel", Usage: "end a task that is at work", ArgsUsage: "[PEER] ID", Flags: []cli.Flag{taskPort()},
 		Action: func(c *cli.Context) error {
 			d, e, err := p.atTask(c,
 				func(d *taskDesk, id string) (tasks.Entry, error) { return d.tasks.Cancel(c.Context, id) },
@@ -167,7 +169,7 @@ func (p *program) taskListCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Usage: "list the tasks that came here, or those that were sent to a peer", ArgsUsage: "[PEER]",
 		Flags: []cli.Flag{
-			taskPort,
+			taskPort(),
 			&cli.IntFlag{Name: "limit", Value: 50, Usage: "of those that came here, show the latest so many"},
 		},
 		Action: func(c *cli.Context) error {

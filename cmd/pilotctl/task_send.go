@@ -32,7 +32,7 @@ Exit status 8: the peer rejected it; 9: it failed or was canceled; 6: no end in 
 			&cli.BoolFlag{Name: "no-wait", Usage: "print the ID of the task and do not wait"},
 			&cli.DurationFlag{Name: "timeout", Value: taskTime, Usage: "how long to wait"},
 			&cli.StringFlag{Name: "context", Usage: "continue this context, of an earlier task"},
-			taskPort,
+			taskPort(),
 		},
 		Action: p.taskSend,
 	}
@@ -97,7 +97,7 @@ func (p *program) taskWatchCommand() *cli.Command {
 	return &cli.Command{
 		Name: "watch", Usage: "follow a task to its end", ArgsUsage: "[PEER] ID",
 		Description: `Exit status as of task send.`,
-		Flags:       []cli.Flag{&cli.DurationFlag{Name: "timeout", Value: taskTime, Usage: "how long to wait"}, taskPort},
+		Flags:       []cli.Flag{&cli.DurationFlag{Name: "timeout", Value: taskTime, Usage: "how long to wait"}, taskPort()},
 		Action: func(c *cli.Context) error {
 			ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
 			defer cancel()
