@@ -104,6 +104,9 @@ func TestKubernetesManifest(t *testing.T) {
 	if at(volumes["tun"], "hostPath", "path") != "/dev/net/tun" || at(volumes["tun"], "hostPath", "type") != "CharDevice" {
 		t.Errorf("the device is %v", volumes["tun"])
 	}
+	if at(spec, "securityContext", "sysctls", 0, "name") != "net.ipv4.ip_unprivileged_port_start" || at(spec, "securityContext", "sysctls", 0, "value") != "0" {
+		t.Errorf("services below port 1024 are refused: %v", at(spec, "securityContext"))
+	}
 	if program := at(spec, "containers", 0); at(program, "securityContext") != nil || at(program, "env") != nil || at(program, "volumeMounts") != nil {
 		t.Errorf("the program knows of its neighbour: %v", program)
 	}

@@ -21,7 +21,11 @@ func billOfMaterials(program, version string, date time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	digest := fmt.Sprintf("%x", sha256.Sum256(data))
+	return bill(info, fmt.Sprintf("%x", sha256.Sum256(data)), version, date)
+}
+
+// bill is the bill of a program with that build information and SHA-256.
+func bill(info *debug.BuildInfo, digest, version string, date time.Time) ([]byte, error) {
 	const self = "SPDXRef-pilot"
 	main := object{
 		"SPDXID": self, "name": info.Main.Path, "versionInfo": version, "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
