@@ -1,4 +1,4 @@
-// Command release makes everything that is handed out: programs, deb and rpm
+// Release makes everything that is handed out: programs, deb and rpm
 // packages, a container image, the manual, completions, bills of materials and the
 // checksums of all. It needs Go and nothing else; nfpm is built from its sources at
 // a fixed version.

@@ -49,8 +49,12 @@ func TestServerLoss(t *testing.T) {
 		s.kill(t)
 		s.start(t)
 		within(t, 5*time.Second, "both agents are back", func() bool { return s.sessions(t) == "2" })
-		if n := lost(); n > 0 {
+		// In virtual time none is (overlay, TestServerRestart). Here sockets may
+		// overflow while other tests have the processors.
+		if n := lost(); n > packets/20 {
 			t.Errorf("%d of %d packets were lost", n, packets)
+		} else {
+			t.Logf("%d of %d packets were lost", n, packets)
 		}
 	})
 	t.Run("start without server", func(t *testing.T) {
