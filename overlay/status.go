@@ -50,8 +50,8 @@ type DeviceStatus struct {
 	Name    string `json:"name"`
 	MTU     int    `json:"mtu"`
 	Offload string `json:"offload"`
-	// DNS is how names are known to the host: "resolved", "files", "hosts" or
-	// "off". DNSNotes say why not in a better way, or what is wrong.
+	// DNS is how names are known to the host: "resolved", "resolvconf", "files",
+	// "hosts" or "off", and "starting" until it has been told. DNSNotes say why not in a better way, or what is wrong.
 	DNS      string   `json:"dns"`
 	DNSNotes []string `json:"dns_notes,omitempty"`
 }

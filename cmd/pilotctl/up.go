@@ -14,6 +14,7 @@ import (
 
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/tun/resolv"
 )
 
 const pollInterval = 50 * time.Millisecond
@@ -158,7 +159,21 @@ type startup struct {
 	already bool
 }
 
-// await polls the daemon until a server knows it, it dies, or time is up.
+// A patience waits for names: whoever calls curl after up expects them. A service
+// of the system that is slow to take them does not hold up the rest for long.
+type patience struct{ since time.Time }
+
+const namesPatience = 3 * time.Second
+
+func (p *patience) names(s overlay.Status) bool {
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
+	return s.Device.DNS != string(resolv.Starting) || time.Since(p.since) > namesPatience
+}
+
+// await polls the daemon until a server knows it and the system knows the names
+// of peers, it dies, or time is up.
 func (w *startup) await(ctx context.Context) (upResult, error) {
 	var dead <-chan struct{}
 	if w.child != nil {
@@ -169,9 +184,10 @@ func (w *startup) await(ctx context.Context) (upResult, error) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	told := false
+	var known patience
 	for {
 		s, err := w.client.Status(ctx)
-		if err == nil && (ready(s) || len(s.Servers) == 0) {
+		if err == nil && (ready(s) || len(s.Servers) == 0) && known.names(s) {
 			return upResult{ID: s.ID, State: s.State, Servers: s.Servers, Already: w.already, Log: w.log()}, nil
 		}
 		if err == nil && !told {

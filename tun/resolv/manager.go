@@ -21,6 +21,7 @@ const (
 	Off        Mode = "off"        // by none
 	Resolved   Mode = "resolved"   // systemd-resolved; a Status only
 	Files      Mode = "files"      // /etc/resolver of macOS; a Status only
+	Starting   Mode = "starting"   // the system has not been told yet; a Status only
 )
 
 const (
@@ -55,7 +56,7 @@ type Config struct {
 
 // A Status is how names are made known at present.
 type Status struct {
-	// Mode is the means in use; Off before the first one, and after the end.
+	// Mode is the means in use; Starting before the first one, Off after the end.
 	Mode Mode
 	// Notes say why a better means is not used, or what is wrong with this one.
 	Notes []string
@@ -103,7 +104,7 @@ func NewManager(c Config) *Manager {
 // newManager returns a manager of these means, the best first.
 func newManager(log *slog.Logger, all ...means) *Manager {
 	m := &Manager{log: log, means: all}
-	m.status.Store(&Status{Mode: Off})
+	m.status.Store(&Status{Mode: Starting})
 	return m
 }
 
