@@ -227,7 +227,8 @@ func callError(ctx context.Context, socket string, err error) error {
 			WithHint("pilotctl up").Retry()
 	case errors.Is(err, fs.ErrPermission):
 		return overlay.Errorf(overlay.CodeDenied, "no right to use %s", socket).WithHint("%s", deniedHint(socket))
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		strings.Contains(err.Error(), "server closed idle connection"): // net/http has no value for it
 		return overlay.Errorf(overlay.CodeNotRunning, "the daemon ended during the call").WithHint("pilotctl up").Retry()
 	}
 	return overlay.Errorf(overlay.CodeInternal, "call the daemon: %v", err)
