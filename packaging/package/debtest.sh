@@ -23,7 +23,7 @@ cat >"$work/steps" <<'STEPS'
 set -eu
 fail() { echo "FAILED: $*" >&2; exit 1; }
 echo "== install 0.0.1"
-dpkg -i /work/old.deb
+dpkg -i /debtest/old.deb
 [ -x /usr/bin/pilotctl ] || fail "no program"
 getent group pilot || fail "no group"
 [ -f /usr/lib/systemd/system/pilot.service ] || fail "no unit"
@@ -38,14 +38,14 @@ echo "== an agent"
 id=$(sha256sum /var/lib/pilot/identity)
 
 echo "== upgrade"
-dpkg -i /work/new.deb
+dpkg -i /debtest/new.deb
 [ "$(dpkg-query -W -f '${Version}' pilot)" != 0.0.1 ] || fail "still the old version"
 [ "$(sha256sum /var/lib/pilot/identity)" = "$id" ] || fail "upgrading changed the identity"
 [ ! -S /run/pilot/pilot.sock ] || fail "upgrading started a daemon"
 dpkg -V pilot || fail "files are not as packaged"
 
 echo "== install again"
-dpkg -i /work/new.deb
+dpkg -i /debtest/new.deb
 
 echo "== remove"
 dpkg -r pilot
@@ -53,7 +53,7 @@ dpkg -r pilot
 [ "$(sha256sum /var/lib/pilot/identity)" = "$id" ] || fail "removing took the identity"
 
 echo "== purge"
-dpkg -i /work/new.deb >/dev/null
+dpkg -i /debtest/new.deb >/dev/null
 dpkg -P pilot
 [ ! -e /var/lib/pilot ] && [ ! -e /etc/pilot ] || fail "state remains after purge"
 ! getent group pilot || fail "the group remains after purge"
@@ -61,7 +61,7 @@ echo "== all well"
 STEPS
 root=$root work=$work unshare --mount --pid --fork sh -eu -c '
 	mount --make-rprivate /
-	mkdir -p "$root/work"
-	mount --bind "$work" "$root/work"
+	mkdir -p "$root/debtest"
+	mount --bind "$work" "$root/debtest"
 	mount -t proc proc "$root/proc"
-	exec chroot "$root" /bin/sh /work/steps'
+	exec chroot "$root" /bin/sh /debtest/steps'
