@@ -244,11 +244,15 @@ const fragAdmit = uint16(10 * time.Second / flowTick)
 
 func newFragTable() *fragTable { return &fragTable{seed: maphash.MakeSeed()} }
 
-func (t *fragTable) slot(peer, id uint32) (*atomic.Uint64, uint64) {
+func (t *fragTable) hash(peer, id uint32) uint64 {
 	var b [8]byte
 	binary.LittleEndian.PutUint32(b[0:], peer)
 	binary.LittleEndian.PutUint32(b[4:], id)
-	h := maphash.Bytes(t.seed, b[:])
+	return maphash.Bytes(t.seed, b[:])
+}
+
+func (t *fragTable) slot(peer, id uint32) (*atomic.Uint64, uint64) {
+	h := t.hash(peer, id)
 	return &t.n[h%uint64(len(t.n))], h &^ (1<<29 - 1)
 }
 
