@@ -14,6 +14,7 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/exchange"
 	"github.com/pilotnet/pilot/trust"
 )
@@ -131,7 +132,7 @@ func (d *fileDesk) exchange(peer overlay.Peer) (*exchange.Client, error) {
 
 // fileError is an error of an exchange in the terms of this program.
 func fileError(err error) error {
-	e := new(exchange.Error)
+	e := new(services.Error)
 	if !errors.As(err, &e) {
 		return err
 	}
@@ -140,7 +141,7 @@ func fileError(err error) error {
 
 // ownError is that of this agent's own exchange.
 func ownError(err error) error {
-	e := new(exchange.Error)
+	e := new(services.Error)
 	if errors.As(err, &e) && e.Status == http.StatusNotFound && strings.HasPrefix(e.Message, "the peer answered") {
 		return overlay.Errorf(overlay.CodeNotFound, "the data exchange of this agent is switched off").
 			WithHint("start the agent with the service exchange: pilotctl up --services all")
@@ -224,8 +225,8 @@ func patiently(ctx context.Context, patience time.Duration, each func() (progres
 	pause, since := firstPause, time.Now()
 	for {
 		progress, err := each()
-		e := new(exchange.Error)
-		if err == nil || ctx.Err() != nil || !errors.As(err, &e) || !e.Retryable || e.Code == exchange.CodeQuota {
+		e := new(services.Error)
+		if err == nil || ctx.Err() != nil || !errors.As(err, &e) || !e.Retryable || e.Code == services.CodeQuota {
 			return err
 		}
 		if progress {

@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/exchange"
 )
 
@@ -148,18 +149,18 @@ func (r *copying) one(ctx context.Context, path, name string) (fileMoved, error)
 			m.To = placeShare + ":" + r.shareDir + "/" + name
 		}
 		_, err := r.own.Offer(ctx, r.target, s)
-		if e := new(exchange.Error); errors.As(err, &e) && e.Code == exchange.CodeConflict {
+		if e := new(services.Error); errors.As(err, &e) && e.Code == services.CodeConflict {
 			e.Hint = "offer it under another name, or replace that one with --force"
 		}
 		return m, ownError(err)
 	}
 	m.State, m.To = "sent", r.peer.Name+":"+name
 	there, err := r.send(ctx, s)
-	e := new(exchange.Error)
+	e := new(services.Error)
 	switch {
 	case err == nil && there:
 		m.State = "present"
-	case errors.As(err, &e) && r.queue && (e.Code == exchange.CodeOffline || e.Code == exchange.CodeTimeout):
+	case errors.As(err, &e) && r.queue && (e.Code == services.CodeOffline || e.Code == services.CodeTimeout):
 		m.State = "queued"
 		_, err = r.own.Enqueue(ctx, r.peer.Fingerprint, s)
 		return m, ownError(err)

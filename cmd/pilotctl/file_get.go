@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/exchange"
 )
 
@@ -220,7 +221,7 @@ func (r *getting) rest(ctx context.Context, f *os.File, h io.Writer, have *int64
 		*have += int64(n)
 		progress(*have)
 		if err == io.EOF && *have < r.entry.Size {
-			err = &exchange.Error{Code: exchange.CodeOffline, Message: "the file ended early", Retryable: true}
+			err = &services.Error{Code: services.CodeOffline, Message: "the file ended early", Retryable: true}
 		}
 		if err != nil && err != io.EOF {
 			return err

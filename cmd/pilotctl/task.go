@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/tasks"
 	"github.com/pilotnet/pilot/trust"
 )
@@ -81,18 +82,18 @@ func (d *taskDesk) at(ctx context.Context, name string, port uint) (*tasks.Clien
 // taskError is an error of tasks in the terms of this program; peer is empty for
 // this agent's own.
 func taskError(err error, peer string) error {
-	e := new(tasks.Error)
+	e := new(services.Error)
 	if !errors.As(err, &e) {
 		return err
 	}
 	o := &overlay.Error{Code: overlay.Code(e.Code), Message: e.Message, Hint: e.Hint, Retryable: e.Retryable}
 	switch {
-	case peer == "" && e.Code == tasks.CodeOffline && e.Status == 0:
+	case peer == "" && e.Code == services.CodeOffline && e.Status == 0:
 		o.Code, o.Hint = overlay.CodeNotRunning, "pilotctl up"
 	case o.Hint != "" || peer == "":
-	case e.Code == tasks.CodeOffline:
+	case e.Code == services.CodeOffline:
 		o.Hint = fmt.Sprintf("pilotctl ping %s shows whether it is there", peer)
-	case e.Code == tasks.CodeNotFound:
+	case e.Code == services.CodeNotFound:
 		o.Hint = fmt.Sprintf("pilotctl task list %s shows those that it keeps", peer)
 	}
 	return o

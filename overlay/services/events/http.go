@@ -10,7 +10,6 @@ import (
 	"mime"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
-	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay/services"
 )
 
@@ -70,7 +68,7 @@ func (b *Broker) serveHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *Broker) route(w http.ResponseWriter, r *http.Request, p services.Peer, whois func() (services.Peer, bool)) error {
-	if !ownHost(r.Host) {
+	if !services.OwnHost(r.Host) {
 		return refusal(packets.ErrNotAuthorized, http.StatusMisdirectedRequest, "this agent has no name %.60q", r.Host)
 	}
 	rest, ok := strings.CutPrefix(r.URL.EscapedPath(), topicsPath)
@@ -105,34 +103,12 @@ func (b *Broker) route(w http.ResponseWriter, r *http.Request, p services.Peer, 
 	return refusal(packets.ErrProtocolViolation, http.StatusMethodNotAllowed, "POST publishes, PUT publishes and retains, DELETE ends that, GET subscribes")
 }
 
-// ownHost says whether a Host header can mean an agent: other names are those of a
-// page that has its own name resolve to an agent.
-func ownHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	if _, err := netip.ParseAddr(host); err == nil {
-		return true
-	}
-	return !strings.Contains(host, ".") || strings.HasSuffix(host, "."+ipam.Suffix)
-}
-
 func (r *Refusal) answer(w http.ResponseWriter) {
 	code := map[int]string{400: "invalid_argument", 403: "denied", 404: "not_found", 413: "quota", 421: "denied", 507: "quota"}[r.Status]
 	if code == "" {
 		code = "internal"
 	}
-	writeJSON(w, r.Status, map[string]any{"code": code, "message": r.Reason, "retryable": r.Status == http.StatusInsufficientStorage || r.Status == http.StatusInternalServerError})
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(status)
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	enc.Encode(v) // fails only when the caller has gone
+	services.WriteJSON(w, r.Status, map[string]any{"code": code, "message": r.Reason, "retryable": r.Status == http.StatusInsufficientStorage || r.Status == http.StatusInternalServerError})
 }
 
 // A Greeting tells a caller what it may do.
@@ -151,7 +127,7 @@ func (b *Broker) hello(w http.ResponseWriter, p services.Peer) {
 	if p.Self {
 		g.Publish, g.Subscribe = "#", []string{"#"}
 	}
-	writeJSON(w, http.StatusOK, g)
+	services.WriteJSON(w, http.StatusOK, g)
 }
 
 func (b *Broker) mayRead(p services.Peer, filters []string) error {
@@ -201,7 +177,7 @@ func (b *Broker) post(w http.ResponseWriter, r *http.Request, p services.Peer, t
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"topic": topic, "subscribers": matched})
+	services.WriteJSON(w, http.StatusOK, map[string]any{"topic": topic, "subscribers": matched})
 	return nil
 }
 
@@ -270,7 +246,7 @@ func (b *Broker) current(w http.ResponseWriter, r *http.Request, p services.Peer
 	for _, m := range list {
 		found = append(found, newEvent(m, true))
 	}
-	writeJSON(w, http.StatusOK, found)
+	services.WriteJSON(w, http.StatusOK, found)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // OwnerPath is where Owner expects to be served.
@@ -77,7 +78,7 @@ func (b *Broker) Owner() http.Handler {
 			asRefusal(err).answer(w)
 			return
 		}
-		writeJSON(w, http.StatusOK, b.state())
+		services.WriteJSON(w, http.StatusOK, b.state())
 	})
 }
 

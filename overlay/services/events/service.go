@@ -52,7 +52,7 @@ func (s *Service) Owner() (string, http.Handler) {
 	return OwnerPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b := s.open.Load()
 		if b == nil {
-			writeJSON(w, http.StatusServiceUnavailable, map[string]any{"code": "internal", "message": "the events do not run", "hint": "pilotctl status says why", "retryable": true})
+			services.WriteJSON(w, http.StatusServiceUnavailable, map[string]any{"code": "internal", "message": "the events do not run", "hint": "pilotctl status says why", "retryable": true})
 			return
 		}
 		b.Owner().ServeHTTP(w, r)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // A box is what one peer left here, finished or not.
@@ -104,8 +105,8 @@ func (c *claim) more(n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	used := b.stored + b.coming
-	fault := func(status int, format string, args ...any) *Error {
-		e := refuse(status, CodeQuota, format, args...)
+	fault := func(status int, format string, args ...any) *services.Error {
+		e := services.Refuse(status, services.CodeQuota, format, args...)
 		e.Quota, e.Used = quota, used
 		return e
 	}
@@ -114,10 +115,10 @@ func (c *claim) more(n int64) error {
 		return fault(http.StatusRequestEntityTooLarge, "%d bytes are more than the whole quota of %d bytes that this agent gives to a peer", c.n+n, quota)
 	case used+n > quota:
 		return fault(http.StatusInsufficientStorage, "the quota of %d bytes would be exceeded: %d are used, %d more are needed", quota, used, n).
-			hint("the receiver makes room by taking files out of its inbox: pilotctl file rm inbox:PEER/NAME").retry()
+			WithHint("the receiver makes room by taking files out of its inbox: pilotctl file rm inbox:PEER/NAME").Retry()
 	case b.items >= maxItems:
 		return fault(http.StatusInsufficientStorage, "there are %d files and messages of this peer already", b.items).
-			hint("the receiver makes room by taking files out of its inbox").retry()
+			WithHint("the receiver makes room by taking files out of its inbox").Retry()
 	}
 	if err := b.x.room(n); err != nil {
 		return err

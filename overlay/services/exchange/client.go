@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 const (
@@ -25,8 +27,8 @@ const (
 	maxReply   = 16 << 20
 )
 
-// A Client speaks to the exchange of another agent. Each error is an *Error; one
-// that came from no answer has CodeOffline or CodeTimeout and is Retryable.
+// A Client speaks to the exchange of another agent. Each error is an *services.Error; one
+// that came from no answer has services.CodeOffline or services.CodeTimeout and is Retryable.
 type Client struct {
 	base string
 	http *http.Client
@@ -53,7 +55,7 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 func (c *Client) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return nil, refuse(0, CodeInvalid, "%v", err)
+		return nil, services.Refuse(0, services.CodeInvalid, "%v", err)
 	}
 	if header != nil {
 		r.Header = header
@@ -73,10 +75,10 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	}
 	defer answer.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(answer.Body, 64<<10))
-	e := new(Error)
+	e := new(services.Error)
 	if json.Unmarshal(text, e) != nil || e.Code == "" {
 		first, _, _ := strings.Cut(string(text), "\n")
-		e = &Error{Code: codeOf(answer.StatusCode), Message: strings.TrimSpace(fmt.Sprintf("the peer answered %s %.200q", answer.Status, first))}
+		e = &services.Error{Code: codeOf(answer.StatusCode), Message: strings.TrimSpace(fmt.Sprintf("the peer answered %s %.200q", answer.Status, first))}
 		e.Retryable = answer.StatusCode >= 500 || answer.StatusCode == http.StatusLocked || answer.StatusCode == http.StatusRequestTimeout
 	}
 	e.Status = answer.StatusCode
@@ -86,22 +88,22 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 func codeOf(status int) string {
 	switch status {
 	case http.StatusNotFound, http.StatusGone:
-		return CodeNotFound
+		return services.CodeNotFound
 	case http.StatusConflict, http.StatusPreconditionFailed:
-		return CodeConflict
+		return services.CodeConflict
 	case http.StatusForbidden:
-		return CodeDenied
+		return services.CodeDenied
 	case http.StatusRequestEntityTooLarge, http.StatusInsufficientStorage, http.StatusTooManyRequests:
-		return CodeQuota
+		return services.CodeQuota
 	}
 	if status >= 500 {
-		return CodeInternal
+		return services.CodeInternal
 	}
-	return CodeInvalid
+	return services.CodeInvalid
 }
 
-func noAnswer(ctx context.Context, err error) *Error {
-	e := new(Error)
+func noAnswer(ctx context.Context, err error) *services.Error {
+	e := new(services.Error)
 	if errors.As(err, &e) { // from our own body
 		return e
 	}
@@ -109,13 +111,13 @@ func noAnswer(ctx context.Context, err error) *Error {
 		if errors.As(cause, &e) {
 			return e
 		}
-		return refuse(0, CodeTimeout, "interrupted: %v", cause).retry()
+		return services.Refuse(0, services.CodeTimeout, "interrupted: %v", cause).Retry()
 	}
 	u := new(url.Error)
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	return refuse(0, CodeOffline, "no connection to the peer's data exchange: %v", err).retry()
+	return services.Refuse(0, services.CodeOffline, "no connection to the peer's data exchange: %v", err).Retry()
 }
 
 // ask is do for answers in JSON.
@@ -130,14 +132,14 @@ func (c *Client) ask(ctx context.Context, method, path string, header http.Heade
 		return noAnswer(ctx, err)
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return refuse(answer.StatusCode, CodeInternal, "the peer's answer is not what a data exchange says")
+		return services.Refuse(answer.StatusCode, services.CodeInternal, "the peer's answer is not what a data exchange says")
 	}
 	return nil
 }
 
 // quick bounds calls that move little.
 func quick(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, stallTime, refuse(0, CodeTimeout, "the peer did not answer within %s", stallTime).retry())
+	return context.WithTimeoutCause(ctx, stallTime, services.Refuse(0, services.CodeTimeout, "the peer did not answer within %s", stallTime).Retry())
 }
 
 // Hello asks for limits and usage.
@@ -174,19 +176,19 @@ func (c *Client) Sent(ctx context.Context, name string) (Entry, error) {
 }
 
 func (c *Client) head(ctx context.Context, path, name string) (Entry, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, answerTime, refuse(0, CodeTimeout, "the peer did not answer").retry())
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTime, services.Refuse(0, services.CodeTimeout, "the peer did not answer").Retry())
 	defer cancel()
 	answer, err := c.do(ctx, http.MethodHead, path, http.Header{"Want-Repr-Digest": {"sha-256=1"}}, nil, 0)
 	if err != nil {
-		if e := new(Error); errors.As(err, &e) && e.Status == http.StatusNotFound {
-			return Entry{}, &Error{Status: e.Status, Code: CodeNotFound, Message: fmt.Sprintf("the peer has no %q for us", name)}
+		if e := new(services.Error); errors.As(err, &e) && e.Status == http.StatusNotFound {
+			return Entry{}, &services.Error{Status: e.Status, Code: services.CodeNotFound, Message: fmt.Sprintf("the peer has no %q for us", name)}
 		}
 		return Entry{}, err
 	}
 	answer.Body.Close()
 	sum, err := digestIn(answer.Header)
 	if err != nil || sum == nil || answer.ContentLength < 0 {
-		return Entry{}, refuse(answer.StatusCode, CodeInternal, "the peer did not say what the file is")
+		return Entry{}, services.Refuse(answer.StatusCode, services.CodeInternal, "the peer did not say what the file is")
 	}
 	e := Entry{Name: name, Size: answer.ContentLength, SHA256: hex.EncodeToString(sum), ETag: answer.Header.Get("Etag"), Type: answer.Header.Get("Content-Type")}
 	e.Time, _ = http.ParseTime(answer.Header.Get("Last-Modified"))
@@ -216,7 +218,7 @@ func (c *Client) fetch(ctx context.Context, path string, e Entry, offset int64) 
 	if offset > 0 && (answer.StatusCode != http.StatusPartialContent || !strings.HasPrefix(answer.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset))) {
 		answer.Body.Close()
 		w.stop()
-		return nil, refuse(answer.StatusCode, CodeInternal, "the peer does not go on where it was asked to")
+		return nil, services.Refuse(answer.StatusCode, services.CodeInternal, "the peer does not go on where it was asked to")
 	}
 	return &watchedBody{ctx: ctx, ReadCloser: answer.Body, w: w}, nil
 }
@@ -251,7 +253,7 @@ func newWatch(ctx context.Context) (context.Context, *watch) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	w := &watch{cancel: cancel}
 	w.timer = time.AfterFunc(stallTime, func() {
-		cancel(refuse(0, CodeTimeout, "nothing moved for %s", stallTime).retry())
+		cancel(services.Refuse(0, services.CodeTimeout, "nothing moved for %s", stallTime).Retry())
 	})
 	return ctx, w
 }
@@ -290,14 +292,14 @@ func (c *Client) Send(ctx context.Context, s Sending) (e Entry, there bool, err 
 	}
 	replace := ""
 	old, err := c.Sent(ctx, s.Name)
-	fault := new(Error)
+	fault := new(services.Error)
 	switch {
 	case err == nil && old.SHA256 == s.SHA256 && old.Size == s.Size:
 		s.Progress(s.Size)
 		return old, true, nil
 	case err == nil && !s.Replace:
-		return e, false, refuse(http.StatusConflict, CodeConflict, "the peer has another file %q from us already", s.Name).
-			hint("send it under another name, or replace that one with --force")
+		return e, false, services.Refuse(http.StatusConflict, services.CodeConflict, "the peer has another file %q from us already", s.Name).
+			WithHint("send it under another name, or replace that one with --force")
 	case err == nil:
 		replace = old.ETag
 	case errors.As(err, &fault) && fault.Status != http.StatusNotFound || fault.Code == "":
@@ -316,7 +318,7 @@ func (c *Client) Send(ctx context.Context, s Sending) (e Entry, there bool, err 
 		return e, false, err
 	}
 	if e.SHA256 != s.SHA256 {
-		return e, false, refuse(http.StatusConflict, CodeConflict, "another file took the name %q meanwhile", s.Name)
+		return e, false, services.Refuse(http.StatusConflict, services.CodeConflict, "another file took the name %q meanwhile", s.Name)
 	}
 	return e, false, nil
 }
@@ -343,7 +345,7 @@ func (b *sendingBody) Read(p []byte) (int, error) {
 	}
 	b.s.Progress(b.done)
 	if err == io.EOF && b.done < b.s.Size {
-		return n, refuse(0, CodeInvalid, "the file became shorter while it was sent")
+		return n, services.Refuse(0, services.CodeInvalid, "the file became shorter while it was sent")
 	}
 	return n, err
 }
@@ -380,7 +382,7 @@ func (c *Client) sendResumable(ctx context.Context, s Sending, replace string) e
 	}
 	answer.Body.Close()
 	if answer.Header.Get("Upload-Offset") != strconv.FormatInt(s.Size, 10) {
-		return refuse(answer.StatusCode, CodeInternal, "the peer took only a part").retry()
+		return services.Refuse(answer.StatusCode, services.CodeInternal, "the peer took only a part").Retry()
 	}
 	return nil
 }
@@ -405,7 +407,7 @@ func (c *Client) begun(ctx context.Context, s Sending) (at string, offset int64,
 		answer.Body.Close()
 		offset, err := strconv.ParseInt(answer.Header.Get("Upload-Offset"), 10, 64)
 		if err != nil || offset < 0 || offset > s.Size {
-			return "", 0, refuse(answer.StatusCode, CodeInternal, "the peer does not say how far the upload is")
+			return "", 0, services.Refuse(answer.StatusCode, services.CodeInternal, "the peer does not say how far the upload is")
 		}
 		return uploadsPath + u.ID, offset, nil
 	}
@@ -428,7 +430,7 @@ func (c *Client) beginUpload(ctx context.Context, s Sending, replace string) (at
 	answer.Body.Close()
 	u, err := url.Parse(answer.Header.Get("Location"))
 	if err != nil || !validID(lastPart(u.Path)) {
-		return "", refuse(answer.StatusCode, CodeInternal, "the peer does not say where to upload")
+		return "", services.Refuse(answer.StatusCode, services.CodeInternal, "the peer does not say where to upload")
 	}
 	return uploadsPath + lastPart(u.Path), nil
 }

@@ -156,7 +156,7 @@ func (c *courier) deliver(ctx context.Context, it Item) (retry bool) {
 	client := NewClient("http://exchange", func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx, peer) })
 	defer client.Close()
 	_, _, err = client.Send(ctx, Sending{Name: it.Name, Size: it.Size, SHA256: it.SHA256, Source: f})
-	if e := new(Error); errors.As(err, &e) {
+	if e := new(services.Error); errors.As(err, &e) {
 		if e.Retryable || ctx.Err() != nil {
 			c.logger.Debug("a queued file could not be delivered yet", "peer", peer.Name, "name", it.Name, "err", err)
 			return true

@@ -234,20 +234,5 @@ func (x *Exchange) Serve(ctx context.Context, l net.Listener, whois Whois) error
 		ErrorLog:          slog.NewLogLogger(x.Logger.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
-	down := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(down)
-		drain, cancel := context.WithTimeout(context.Background(), drainTime)
-		defer cancel()
-		if s.Shutdown(drain) != nil {
-			s.Close()
-		}
-	})
-	err := s.Serve(l)
-	if stop() {
-		s.Close()
-		return err
-	}
-	<-down
-	return nil
+	return services.ServeHTTP(ctx, l, s)
 }

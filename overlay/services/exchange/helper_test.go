@@ -174,7 +174,7 @@ func TestKilledTransfersResume(t *testing.T) {
 			server.kill()
 		}
 	}
-	e := new(Error)
+	e := new(services.Error)
 	if _, _, err := c.Send(t.Context(), s); !errors.As(err, &e) || !e.Retryable {
 		t.Fatalf("the receiver was killed: %v", err)
 	}

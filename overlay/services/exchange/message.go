@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // messageHead is the first line of a message's file.
@@ -28,17 +30,17 @@ const maxHead = 4 << 10
 // postMessage leaves a message.
 func (c *call) postMessage() error {
 	if c.rest != "" && c.rest != "/" {
-		return refuse(http.StatusNotFound, CodeNotFound, "there is nothing at %.80q", c.r.URL.Path)
+		return services.Refuse(http.StatusNotFound, services.CodeNotFound, "there is nothing at %.80q", c.r.URL.Path)
 	}
 	given := c.r.Header.Get("Content-Type")
 	kind := typeOf(given)
 	switch {
 	case given != "" && kind == "":
-		return refuse(http.StatusUnsupportedMediaType, CodeInvalid, "the Content-Type is not a media type, or longer than %d bytes", maxType)
+		return services.Refuse(http.StatusUnsupportedMediaType, services.CodeInvalid, "the Content-Type is not a media type, or longer than %d bytes", maxType)
 	case given == "":
 		kind = "application/octet-stream"
 	}
-	tooLong := refuse(http.StatusRequestEntityTooLarge, CodeInvalid, "a message has at most %d bytes", c.x.MaxMessage).hint("send it as a file: PUT /v1/files/NAME")
+	tooLong := services.Refuse(http.StatusRequestEntityTooLarge, services.CodeInvalid, "a message has at most %d bytes", c.x.MaxMessage).WithHint("send it as a file: PUT /v1/files/NAME")
 	if c.r.ContentLength > c.x.MaxMessage {
 		return tooLong
 	}
@@ -64,7 +66,7 @@ func (c *call) postMessage() error {
 	}
 	c.x.Logger.Info("a message arrived", "peer", c.peer.Name, "id", id, "bytes", len(body))
 	c.x.arrived.raise()
-	writeJSON(c.w, http.StatusCreated, map[string]any{"id": id, "size": head.Size, "sha256": head.SHA256})
+	services.WriteJSON(c.w, http.StatusCreated, map[string]any{"id": id, "size": head.Size, "sha256": head.SHA256})
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // OwnerPath is where Owner expects to be served.
@@ -37,7 +38,7 @@ func (x *Exchange) Owner() http.Handler {
 		for part := range strings.SplitSeq(strings.TrimSuffix(rest, "/"), "/") {
 			p, err := url.PathUnescape(part)
 			if err != nil {
-				refuse(http.StatusBadRequest, CodeInvalid, "the path is not properly escaped").write(w)
+				services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the path is not properly escaped").Answer(w)
 				return
 			}
 			parts = append(parts, p)
@@ -47,7 +48,7 @@ func (x *Exchange) Owner() http.Handler {
 			if e.Status == http.StatusInternalServerError {
 				e.Message = err.Error()
 			}
-			e.write(w)
+			e.Answer(w)
 		}
 	})
 }
@@ -65,7 +66,7 @@ func (o *order) route(parts []string) error {
 	case parts[0] == "share" && n == 3 && (read || method == http.MethodPut || method == http.MethodDelete):
 		return o.offer(parts[1], parts[2])
 	case parts[0] == "queue" && n == 1 && read:
-		writeJSON(o.w, http.StatusOK, o.waiting())
+		services.WriteJSON(o.w, http.StatusOK, o.waiting())
 		return nil
 	case parts[0] == "queue" && n == 1 && method == http.MethodPost:
 		return o.enqueue()
@@ -78,14 +79,14 @@ func (o *order) route(parts []string) error {
 		o.w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	return refuse(http.StatusNotFound, CodeNotFound, "no such call: %s %.100q", method, o.r.URL.Path)
+	return services.Refuse(http.StatusNotFound, services.CodeNotFound, "no such call: %s %.100q", method, o.r.URL.Path)
 }
 
 // inbox lists everything that came in, newest last.
 func (o *order) inbox() error {
 	wait, err := time.ParseDuration(o.r.URL.Query().Get("wait"))
 	if err != nil && o.r.URL.Query().Get("wait") != "" {
-		return refuse(http.StatusBadRequest, CodeInvalid, "wait is not a duration like 30s")
+		return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "wait is not a duration like 30s")
 	}
 	ctx, cancel := context.WithTimeout(o.r.Context(), min(max(wait, 0), maxInboxWait))
 	defer cancel()
@@ -93,7 +94,7 @@ func (o *order) inbox() error {
 		arrived := o.arrived.next()
 		list := o.everything()
 		if len(list) > 0 || ctx.Err() != nil {
-			writeJSON(o.w, http.StatusOK, list)
+			services.WriteJSON(o.w, http.StatusOK, list)
 			return nil
 		}
 		select {
@@ -217,7 +218,7 @@ func (o *order) shared() error {
 			list = append(list, e)
 		}
 	}
-	writeJSON(o.w, http.StatusOK, list)
+	services.WriteJSON(o.w, http.StatusOK, list)
 	return nil
 }
 
@@ -226,7 +227,7 @@ func (o *order) offer(to, name string) error {
 	if to != "all" {
 		fp, err := crypto.ParseFingerprint(to)
 		if err != nil {
-			return refuse(http.StatusBadRequest, CodeInvalid, "files are offered to all or to a fingerprint")
+			return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "files are offered to all or to a fingerprint")
 		}
 		to = fp.String()
 	}
@@ -270,10 +271,10 @@ func (o *order) enqueue() error {
 	q := o.r.URL.Query()
 	to, err := crypto.ParseFingerprint(q.Get("to"))
 	if err != nil {
-		return refuse(http.StatusBadRequest, CodeInvalid, "to is not a fingerprint")
+		return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "to is not a fingerprint")
 	}
 	if _, ok := o.Peer(to); !ok {
-		return refuse(http.StatusNotFound, CodeNotFound, "no trusted peer has that fingerprint")
+		return services.Refuse(http.StatusNotFound, services.CodeNotFound, "no trusted peer has that fingerprint")
 	}
 	if err := o.room(max(o.r.ContentLength, 0)); err != nil {
 		return err
@@ -282,6 +283,6 @@ func (o *order) enqueue() error {
 	if err != nil {
 		return bodyError(err)
 	}
-	writeJSON(o.w, http.StatusCreated, Waiting{it, o.nameOf(to)})
+	services.WriteJSON(o.w, http.StatusCreated, Waiting{it, o.nameOf(to)})
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"mime"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay/services"
 )
 
@@ -24,7 +22,6 @@ const (
 	bodyTime   = time.Minute // within which a body must bring paceBytes
 	paceBytes  = 16 << 10
 	readerTime = 2 * time.Minute // within which a reader must take something
-	drainTime  = 2 * time.Second
 	maxHeader  = 16 << 10
 )
 
@@ -51,7 +48,7 @@ func (x *Exchange) Handler(whois Whois) http.Handler {
 	// A browser's page from elsewhere must not speak as this machine.
 	pages := http.NewCrossOriginProtection()
 	pages.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		refuse(http.StatusForbidden, CodeDenied, "pages of other origins may not use the data exchange").write(w)
+		services.Refuse(http.StatusForbidden, services.CodeDenied, "pages of other origins may not use the data exchange").Answer(w)
 	}))
 	return pages.Handler(inner)
 }
@@ -59,21 +56,21 @@ func (x *Exchange) Handler(whois Whois) http.Handler {
 func (x *Exchange) answer(w http.ResponseWriter, r *http.Request, peer services.Peer) {
 	w, finish := paced(w, r)
 	defer finish()
-	if !ownHost(r.Host) {
-		refuse(http.StatusMisdirectedRequest, CodeDenied, "this agent has no name %.60q", r.Host).write(w)
+	if !services.OwnHost(r.Host) {
+		services.Refuse(http.StatusMisdirectedRequest, services.CodeDenied, "this agent has no name %.60q", r.Host).Answer(w)
 		return
 	}
 	b, err := x.box(peer.Fingerprint)
 	if err != nil {
 		x.Logger.Error("cannot open the files of a peer", "peer", peer.Name, "err", err)
-		asError(err).write(w)
+		asError(err).Answer(w)
 		return
 	}
 	select {
 	case b.work <- struct{}{}:
 		defer func() { <-b.work }()
 	default:
-		refuse(http.StatusTooManyRequests, CodeQuota, "more than %d requests at once", maxAtWork).retry().write(w)
+		services.Refuse(http.StatusTooManyRequests, services.CodeQuota, "more than %d requests at once", maxAtWork).Retry().Answer(w)
 		return
 	}
 	x.courier.kick(peer.Fingerprint) // it is there
@@ -83,7 +80,7 @@ func (x *Exchange) answer(w http.ResponseWriter, r *http.Request, peer services.
 		if e.Status == http.StatusInternalServerError {
 			x.Logger.Warn("a request failed", "peer", peer.Name, "method", r.Method, "err", err)
 		}
-		e.write(w)
+		e.Answer(w)
 	}
 }
 
@@ -107,16 +104,16 @@ func (c *call) route() error {
 		}
 		var err error
 		if c.rest, err = url.PathUnescape(rest); err != nil {
-			return refuse(http.StatusBadRequest, CodeInvalid, "the path is not properly escaped")
+			return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the path is not properly escaped")
 		}
 		do := to.methods[c.r.Method]
 		if do == nil {
 			allow(c.w, to.methods)
-			return refuse(http.StatusMethodNotAllowed, CodeInvalid, "%s is not for %s", c.r.Method, to.prefix)
+			return services.Refuse(http.StatusMethodNotAllowed, services.CodeInvalid, "%s is not for %s", c.r.Method, to.prefix)
 		}
 		return do()
 	}
-	return refuse(http.StatusNotFound, CodeNotFound, "there is nothing at %.80q", c.r.URL.Path).hint("GET /v1/ tells more")
+	return services.Refuse(http.StatusNotFound, services.CodeNotFound, "there is nothing at %.80q", c.r.URL.Path).WithHint("GET /v1/ tells more")
 }
 
 func allow(w http.ResponseWriter, methods map[string]func() error) {
@@ -142,10 +139,10 @@ type Hello struct {
 
 func (c *call) hello() error {
 	if c.rest != "" {
-		return refuse(http.StatusNotFound, CodeNotFound, "there is nothing at %.80q", c.r.URL.Path).hint("GET /v1/ tells more")
+		return services.Refuse(http.StatusNotFound, services.CodeNotFound, "there is nothing at %.80q", c.r.URL.Path).WithHint("GET /v1/ tells more")
 	}
 	used, items := c.usage()
-	writeJSON(c.w, http.StatusOK, Hello{Service: "exchange", You: c.fp.String(), Quota: c.x.Quota, Used: used, Items: items,
+	services.WriteJSON(c.w, http.StatusOK, Hello{Service: "exchange", You: c.fp.String(), Quota: c.x.Quota, Used: used, Items: items,
 		MaxMessage: c.x.MaxMessage, Tus: "1.0.0"})
 	return nil
 }
@@ -170,7 +167,7 @@ func (x *Exchange) shelfFor(whom string) shelf {
 
 func (c *call) getFile() error {
 	if c.rest == "" {
-		writeJSON(c.w, http.StatusOK, merge(c.offered()))
+		services.WriteJSON(c.w, http.StatusOK, merge(c.offered()))
 		return nil
 	}
 	name, err := c.name()
@@ -240,7 +237,7 @@ func (c *call) sent() error {
 		if list == nil {
 			list = []Entry{}
 		}
-		writeJSON(c.w, http.StatusOK, list)
+		services.WriteJSON(c.w, http.StatusOK, list)
 		return nil
 	}
 	name, err := c.name()
@@ -248,7 +245,7 @@ func (c *call) sent() error {
 		return err
 	}
 	if c.r.Method != http.MethodHead {
-		return refuse(http.StatusMethodNotAllowed, CodeDenied, "what was left here is not given back").hint("HEAD tells its size and digest")
+		return services.Refuse(http.StatusMethodNotAllowed, services.CodeDenied, "what was left here is not given back").WithHint("HEAD tells its size and digest")
 	}
 	f, info, err := c.files.open(name)
 	if err != nil {
@@ -257,20 +254,6 @@ func (c *call) sent() error {
 	defer f.Close()
 	c.r.Header.Set("Want-Repr-Digest", "sha-256=1")
 	return serveFile(c.w, c.r, c.files, f, info)
-}
-
-// ownHost says whether a Host header can mean an agent: an address, a name below
-// pilot.internal, or one without dots. Other names are those of a page that has
-// its own name resolve to an agent.
-func ownHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	if _, err := netip.ParseAddr(host); err == nil {
-		return true
-	}
-	return !strings.Contains(host, ".") || strings.HasSuffix(host, "."+ipam.Suffix)
 }
 
 // bodyReader reads a body that must keep its pace. The quota grows with it.
@@ -313,7 +296,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 		b.rc.SetReadDeadline(time.Time{}) // what comes now takes the time it takes
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = refuse(http.StatusRequestTimeout, CodeTimeout, "the body came too slowly").retry()
+		err = services.Refuse(http.StatusRequestTimeout, services.CodeTimeout, "the body came too slowly").Retry()
 	}
 	return n, err
 }
@@ -363,7 +346,7 @@ func hexDigest(s string) ([]byte, error) {
 	}
 	sum, err := hex.DecodeString(s)
 	if err != nil || len(sum) != 32 {
-		return nil, refuse(http.StatusBadRequest, CodeInvalid, "sha256 is not 64 hexadecimal digits")
+		return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "sha256 is not 64 hexadecimal digits")
 	}
 	return sum, nil
 }

@@ -63,7 +63,7 @@ func TestNothingIsOverwrittenSilently(t *testing.T) {
 	h, _ := r.want(201, "PUT", at, body("one"), "If-None-Match: *")
 	first := h.Get("Etag")
 	_, text := r.want(409, "PUT", at, body("2"))
-	if e := r.fault(text); e.Code != CodeConflict || !strings.Contains(e.Hint, first) {
+	if e := r.fault(text); e.Code != services.CodeConflict || !strings.Contains(e.Hint, first) {
 		t.Errorf("%+v", e)
 	}
 	r.want(412, "PUT", at, body("2"), "If-None-Match: *")
@@ -149,7 +149,7 @@ func TestQuota(t *testing.T) {
 	r := newRig(t, Config{Quota: 10_000})
 	files := r.bob + "/v1/files/"
 	_, text := r.want(413, "PUT", files+"a", bytes.NewReader(make([]byte, 10_001)))
-	if e := r.fault(text); e.Code != CodeQuota || e.Quota != 10_000 || e.Used != 0 || !strings.Contains(e.Message, "10000") {
+	if e := r.fault(text); e.Code != services.CodeQuota || e.Quota != 10_000 || e.Used != 0 || !strings.Contains(e.Message, "10000") {
 		t.Errorf("%+v", e)
 	}
 	// Refused before the body: 1 TiB is announced and one byte is sent.
@@ -166,7 +166,7 @@ func TestQuota(t *testing.T) {
 
 	r.want(201, "PUT", files+"a", bytes.NewReader(make([]byte, 6000)))
 	_, text = r.want(507, "PUT", files+"b", bytes.NewReader(make([]byte, 4001)))
-	if e := r.fault(text); e.Code != CodeQuota || e.Used != 6000 {
+	if e := r.fault(text); e.Code != services.CodeQuota || e.Used != 6000 {
 		t.Errorf("%+v", e)
 	}
 	unknown := func(n int) io.Reader { return io.NopCloser(bytes.NewReader(make([]byte, n))) }

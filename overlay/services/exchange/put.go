@@ -8,6 +8,8 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 const copyBuffer = 128 << 10
@@ -40,7 +42,7 @@ func (x *Exchange) receive(w http.ResponseWriter, r *http.Request, s shelf, name
 		return Entry{}, err
 	}
 	if r.Header.Get("Content-Range") != "" {
-		return Entry{}, refuse(http.StatusBadRequest, CodeInvalid, "a PUT of a part is not understood").hint("POST /v1/uploads/ begins a resumable upload")
+		return Entry{}, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "a PUT of a part is not understood").WithHint("POST /v1/uploads/ begins a resumable upload")
 	}
 	_, existed := s.entry(name)
 	booked := func(int64, int) {}
@@ -63,7 +65,7 @@ func (x *Exchange) receive(w http.ResponseWriter, r *http.Request, s shelf, name
 	w.Header().Set("Location", (&url.URL{Path: r.URL.Path[:len(r.URL.Path)-len(lastPart(r.URL.Path))] + e.Name}).EscapedPath())
 	w.Header().Set("Etag", e.ETag)
 	w.Header().Set("Repr-Digest", digestField(e.SHA256))
-	writeJSON(w, status, e)
+	services.WriteJSON(w, status, e)
 	return e, nil
 }
 
@@ -117,11 +119,11 @@ type onlyReader struct{ io.Reader }
 
 // bodyError tells a body that ended early from what happened here.
 func bodyError(err error) error {
-	e := new(Error)
+	e := new(services.Error)
 	if errors.As(err, &e) || !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
-	return refuse(http.StatusBadRequest, CodeInvalid, "the body ended early").retry()
+	return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the body ended early").Retry()
 }
 
 const maxType = 255

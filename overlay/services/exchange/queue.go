@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // A Queue keeps files for peers in a directory until they are delivered. What Put
@@ -147,7 +148,7 @@ func (m *meter) Write(p []byte) (int, error) {
 		used += it.Size
 	}
 	if used+int64(len(p)) > q.limit {
-		e := refuse(http.StatusInsufficientStorage, CodeQuota, "the queue holds at most %d bytes", q.limit).hint("pilotctl file ls queue shows what waits")
+		e := services.Refuse(http.StatusInsufficientStorage, services.CodeQuota, "the queue holds at most %d bytes", q.limit).WithHint("pilotctl file ls queue shows what waits")
 		e.Quota, e.Used = q.limit, used
 		return 0, e
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // conform checks what every queue promises. again ends the process that has the
@@ -72,8 +74,8 @@ func conform(t *testing.T, q *Queue, again func() *Queue) {
 	if _, err := q.Put(bob.Fingerprint, "../d", strings.NewReader("x")); err == nil {
 		t.Error("a hostile name is taken")
 	}
-	e := new(Error)
-	if _, err := q.Put(bob.Fingerprint, "d", bytes.NewReader(make([]byte, 1000))); !errors.As(err, &e) || e.Code != CodeQuota {
+	e := new(services.Error)
+	if _, err := q.Put(bob.Fingerprint, "d", bytes.NewReader(make([]byte, 1000))); !errors.As(err, &e) || e.Code != services.CodeQuota {
 		t.Errorf("over the limit: %v", err)
 	}
 	put(2, "d", strings.Repeat("x", 995)) // 5 are used

@@ -142,9 +142,9 @@ func (r *rig) want(status int, method, url string, body io.Reader, headers ...st
 	return h, text
 }
 
-func (r *rig) fault(text string) Error {
+func (r *rig) fault(text string) services.Error {
 	r.Helper()
-	var e Error
+	var e services.Error
 	if err := json.Unmarshal([]byte(text), &e); err != nil || e.Code == "" || e.Message == "" {
 		r.Fatalf("no error in %q", text)
 	}

@@ -53,7 +53,7 @@ func (s *Service) Owner() (string, http.Handler) {
 	return OwnerPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := s.open.Load()
 		if x == nil {
-			refuse(http.StatusServiceUnavailable, CodeInternal, "the data exchange does not run").hint("pilotctl status says why").retry().write(w)
+			services.Refuse(http.StatusServiceUnavailable, services.CodeInternal, "the data exchange does not run").WithHint("pilotctl status says why").Retry().Answer(w)
 			return
 		}
 		x.Owner().ServeHTTP(w, r)

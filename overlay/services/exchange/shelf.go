@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // An Entry describes a file, or a message, that is complete.
@@ -255,9 +257,9 @@ func conditionOf(h http.Header) condition {
 
 func (c condition) check(s shelf, name string) error {
 	e, there := s.entry(name)
-	failed := refuse(http.StatusPreconditionFailed, CodeConflict, "%q is not what the request says that it is", name)
+	failed := services.Refuse(http.StatusPreconditionFailed, services.CodeConflict, "%q is not what the request says that it is", name)
 	if there {
-		failed.hint("its entity tag is %s", e.ETag)
+		failed.WithHint("its entity tag is %s", e.ETag)
 	}
 	switch {
 	case c.match != "" && (!there || !hasTag(c.match, e.ETag)):
@@ -265,8 +267,8 @@ func (c condition) check(s shelf, name string) error {
 	case there && c.none != "" && hasTag(c.none, e.ETag):
 		return failed
 	case there && c.match == "" && (c.none == "" || c.none == "*"):
-		return refuse(http.StatusConflict, CodeConflict, "there is a file %q already", name).
-			hint("send it under another name, or replace the one that is there with If-Match: %s", e.ETag)
+		return services.Refuse(http.StatusConflict, services.CodeConflict, "there is a file %q already", name).
+			WithHint("send it under another name, or replace the one that is there with If-Match: %s", e.ETag)
 	}
 	return nil
 }
@@ -294,7 +296,7 @@ func digestIn(h http.Header) ([]byte, error) {
 				value, _, _ = strings.Cut(value, ";")
 				sum, err := base64.StdEncoding.Strict().DecodeString(strings.Trim(value, ":"))
 				if err != nil || len(sum) != sha256.Size || !strings.HasPrefix(value, ":") || !strings.HasSuffix(value, ":") {
-					return nil, refuse(http.StatusBadRequest, CodeInvalid, "%s is not like sha-256=:BASE64:", field)
+					return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "%s is not like sha-256=:BASE64:", field)
 				}
 				return sum, nil
 			}
@@ -312,7 +314,7 @@ func digestField(hexSum string) string {
 	return "sha-256=:" + base64.StdEncoding.EncodeToString(sum) + ":"
 }
 
-func wrongDigest() *Error {
-	return refuse(http.StatusUnprocessableEntity, CodeInvalid, "what arrived does not have the SHA-256 that the sender announced").
-		hint("did the file change while it was sent? send it again").retry()
+func wrongDigest() *services.Error {
+	return services.Refuse(http.StatusUnprocessableEntity, services.CodeInvalid, "what arrived does not have the SHA-256 that the sender announced").
+		WithHint("did the file change while it was sent? send it again").Retry()
 }

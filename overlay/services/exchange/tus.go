@@ -17,6 +17,8 @@ import (
 	tusd "github.com/tus/tusd/v2/pkg/handler"
 	"github.com/tus/tusd/v2/pkg/memorylocker"
 	"golang.org/x/exp/slog"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 const uploadsPath = "/v1/uploads/"
@@ -111,9 +113,9 @@ func (b *box) readInfo(id string) (info tusd.FileInfo, err error) {
 
 func (c *call) listUploads() error {
 	if strings.Trim(c.rest, "/") != "" {
-		return refuse(http.StatusMethodNotAllowed, CodeInvalid, "an upload cannot be read").hint("HEAD tells how far it is")
+		return services.Refuse(http.StatusMethodNotAllowed, services.CodeInvalid, "an upload cannot be read").WithHint("HEAD tells how far it is")
 	}
-	writeJSON(c.w, http.StatusOK, c.uploads())
+	services.WriteJSON(c.w, http.StatusOK, c.uploads())
 	return nil
 }
 
@@ -144,7 +146,7 @@ func (c *call) upload() error {
 // upload; then it counts among what lies here.
 func (c *call) createUpload() error {
 	if c.r.Header.Get("Upload-Defer-Length") != "" {
-		return refuse(http.StatusBadRequest, CodeInvalid, "the length of an upload must be known").hint("send Upload-Length")
+		return services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the length of an upload must be known").WithHint("send Upload-Length")
 	}
 	size, err := strconv.ParseInt(c.r.Header.Get("Upload-Length"), 10, 64)
 	if err != nil || size < 0 {
@@ -170,7 +172,7 @@ func (b *box) beforeUpload(hook tusd.HookEvent) (tusd.HTTPResponse, tusd.FileInf
 	}
 	name, err := CleanName(name)
 	if err != nil {
-		return none, tusd.FileInfoChanges{}, tusError(badName(err).hint("Upload-Metadata must have a filename, in Base64"))
+		return none, tusd.FileInfoChanges{}, tusError(badName(err).WithHint("Upload-Metadata must have a filename, in Base64"))
 	}
 	sum := strings.ToLower(meta["sha256"])
 	if _, err := hexDigest(sum); err != nil {
@@ -200,7 +202,7 @@ func (b *box) afterUpload(hook tusd.HookEvent) (tusd.HTTPResponse, error) {
 // is dropped.
 func (b *box) finish(id string) (Entry, error) {
 	e, err := b.promote(id)
-	if fault := new(Error); errors.As(err, &fault) {
+	if fault := new(services.Error); errors.As(err, &fault) {
 		b.dropUpload(id)
 	}
 	b.count()

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 func b64(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
@@ -84,10 +86,10 @@ func TestUploadsThatAreRefused(t *testing.T) {
 		return text
 	}
 	name := "Upload-Metadata: filename " + b64("a")
-	if e := r.fault(create(413, "Upload-Length: 100001", name)); e.Code != CodeQuota || e.Quota != 100_000 {
+	if e := r.fault(create(413, "Upload-Length: 100001", name)); e.Code != services.CodeQuota || e.Quota != 100_000 {
 		t.Errorf("%+v", e)
 	}
-	if e := r.fault(create(400, "Upload-Length: 5", "Upload-Metadata: filename "+b64("../a"))); e.Code != CodeInvalid {
+	if e := r.fault(create(400, "Upload-Length: 5", "Upload-Metadata: filename "+b64("../a"))); e.Code != services.CodeInvalid {
 		t.Errorf("%+v", e)
 	}
 	create(400, "Upload-Length: 5")
@@ -102,7 +104,7 @@ func TestUploadsThatAreRefused(t *testing.T) {
 
 	// A wrong digest leaves nothing, and gives the quota back.
 	at := r.begin(r.bob, "a", 5, ",sha256 "+b64(sumOf([]byte("other"))))
-	if e := r.fault(r.patch(422, at, 0, []byte("hello"))); e.Code != CodeInvalid {
+	if e := r.fault(r.patch(422, at, 0, []byte("hello"))); e.Code != services.CodeInvalid {
 		t.Errorf("%+v", e)
 	}
 	r.want(404, "HEAD", at, nil, "Tus-Resumable: 1.0.0")

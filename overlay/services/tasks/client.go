@@ -16,6 +16,8 @@ import (
 	"github.com/a2aproject/a2a-go/v2/a2acompat/a2av0"
 	"github.com/a2aproject/a2a-go/v2/a2asrv"
 	"github.com/a2aproject/a2a-go/v2/log"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 const (
@@ -27,7 +29,7 @@ const (
 )
 
 // A Client speaks A2A to another agent: to a service of this package or to any
-// other. Each error is an *Error.
+// other. Each error is an *services.Error.
 type Client struct {
 	http *http.Client
 	a2a  *a2aclient.Client
@@ -52,7 +54,7 @@ func Dial(ctx context.Context, base string, dial func(ctx context.Context, netwo
 	c.a2a, err = a2aclient.NewFromCard(ctx, card, a2aclient.WithDefaultsDisabled(),
 		a2aclient.WithJSONRPCTransport(c.http), a2av0.WithJSONRPCTransport(a2av0.JSONRPCTransportConfig{Client: c.http}))
 	if err != nil {
-		return nil, refuse(0, CodeInternal, "the peer's agent card offers nothing that can be used here: %.200q", err.Error())
+		return nil, services.Refuse(0, services.CodeInternal, "the peer's agent card offers nothing that can be used here: %.200q", err.Error())
 	}
 	return c, nil
 }
@@ -69,13 +71,13 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 func (c *Client) card(ctx context.Context, base string) (*a2a.AgentCard, error) {
 	at, err := url.Parse(base)
 	if err != nil {
-		return nil, refuse(0, CodeInvalid, "%v", err)
+		return nil, services.Refuse(0, services.CodeInvalid, "%v", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, cardTime)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, at.JoinPath(a2asrv.WellKnownAgentCardPath).String(), nil)
 	if err != nil {
-		return nil, refuse(0, CodeInvalid, "%v", err)
+		return nil, services.Refuse(0, services.CodeInvalid, "%v", err)
 	}
 	answer, err := c.http.Do(r)
 	if err != nil {
@@ -87,18 +89,18 @@ func (c *Client) card(ctx context.Context, base string) (*a2a.AgentCard, error) 
 	case err != nil:
 		return nil, remoteError(ctx, err)
 	case answer.StatusCode != http.StatusOK:
-		return nil, refuse(answer.StatusCode, CodeInternal, "the peer answered %.60q instead of an agent card", answer.Status)
+		return nil, services.Refuse(answer.StatusCode, services.CodeInternal, "the peer answered %.60q instead of an agent card", answer.Status)
 	case len(text) > maxCard:
-		return nil, refuse(0, CodeInternal, "the peer's agent card is larger than %d KiB: it is not read", maxCard>>10)
+		return nil, services.Refuse(0, services.CodeInternal, "the peer's agent card is larger than %d KiB: it is not read", maxCard>>10)
 	}
 	card, err := a2av0.NewAgentCardParser()(text)
 	if err != nil {
-		return nil, refuse(0, CodeInternal, "the peer's agent card is damaged: %.200q", err.Error())
+		return nil, services.Refuse(0, services.CodeInternal, "the peer's agent card is damaged: %.200q", err.Error())
 	}
 	for _, i := range card.SupportedInterfaces {
 		u, err := url.Parse(i.URL)
 		if err != nil {
-			return nil, refuse(0, CodeInternal, "the peer's agent card has a damaged URL")
+			return nil, services.Refuse(0, services.CodeInternal, "the peer's agent card has a damaged URL")
 		}
 		i.URL = at.ResolveReference(&url.URL{Path: "/" + trimSlash(u.Path), RawQuery: u.RawQuery}).String()
 	}
@@ -183,7 +185,7 @@ func (c *Client) follow(ctx context.Context, f *following, stream func(context.C
 		once, cancel := context.WithTimeout(ctx, silentTime)
 		e, failed := c.Get(once, f.ID)
 		cancel()
-		if bad := new(Error); errors.As(failed, &bad) && !bad.Retryable {
+		if bad := new(services.Error); errors.As(failed, &bad) && !bad.Retryable {
 			return f.Entry, failed
 		}
 		if failed == nil {

@@ -47,7 +47,7 @@ const (
 // check fills in what is usual and refuses what cannot work.
 func (h *Handler) check() error {
 	bad := func(format string, args ...any) error {
-		return refuse(http.StatusBadRequest, CodeInvalid, format, args...)
+		return services.Refuse(http.StatusBadRequest, services.CodeInvalid, format, args...)
 	}
 	if h.Format == "" {
 		h.Format = FormatText
@@ -73,7 +73,7 @@ func (h *Handler) check() error {
 	if h.URL != "" {
 		u, err := url.Parse(h.URL)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-			return bad("%.100q is no URL of a handler", h.URL).(*Error).hint("write it as http://127.0.0.1:9000/path")
+			return bad("%.100q is no URL of a handler", h.URL).(*services.Error).WithHint("write it as http://127.0.0.1:9000/path")
 		}
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/a2aproject/a2a-go/v2/a2a"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // OwnerPath is where Owner expects to be served.
@@ -40,10 +41,10 @@ func (t *Tasks) Owner(caller Caller) http.Handler {
 			rc.SetWriteDeadline(time.Now().Add(orderTime))
 			v, err := f(r)
 			if err != nil {
-				asError(err).write(w)
+				asError(err).Answer(w)
 				return
 			}
-			writeJSON(w, http.StatusOK, v)
+			services.WriteJSON(w, http.StatusOK, v)
 		})
 	}
 	handle("GET handler", func(*http.Request) (any, error) { return handlerBody{t.Handler()}, nil })
@@ -60,7 +61,7 @@ func (t *Tasks) Owner(caller Caller) http.Handler {
 			return nil, err
 		}
 		if at == nil {
-			return nil, refuse(http.StatusConflict, CodeConflict, "the task has ended already: %s", word(rec.Task.Status.State))
+			return nil, services.Refuse(http.StatusConflict, services.CodeConflict, "the task has ended already: %s", word(rec.Task.Status.State))
 		}
 		if _, err := t.cancelTask(r.Context(), at); err != nil {
 			return nil, err
@@ -68,7 +69,7 @@ func (t *Tasks) Owner(caller Caller) http.Handler {
 		return at.record().entry(), nil
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(http.StatusNotFound, CodeNotFound, "no such call: %s %.100q", r.Method, r.URL.Path).write(w)
+		services.Refuse(http.StatusNotFound, services.CodeNotFound, "no such call: %s %.100q", r.Method, r.URL.Path).Answer(w)
 	})
 	return mux
 }
@@ -81,13 +82,13 @@ type handlerBody struct {
 func (t *Tasks) orderHandler(r *http.Request, caller Caller) (any, error) {
 	text, err := io.ReadAll(io.LimitReader(r.Body, maxOrder+1))
 	if err != nil || len(text) > maxOrder {
-		return nil, refuse(http.StatusBadRequest, CodeInvalid, "the handler is not readable, or larger than %d bytes", maxOrder)
+		return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the handler is not readable, or larger than %d bytes", maxOrder)
 	}
 	h := new(Handler)
 	d := json.NewDecoder(strings.NewReader(string(text)))
 	d.DisallowUnknownFields()
 	if err := d.Decode(h); err != nil {
-		return nil, refuse(http.StatusBadRequest, CodeInvalid, "the handler is not what this call expects: %.200v", err)
+		return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "the handler is not what this call expects: %.200v", err)
 	}
 	if err := h.check(); err != nil {
 		return nil, err
@@ -98,7 +99,7 @@ func (t *Tasks) orderHandler(r *http.Request, caller Caller) (any, error) {
 			return nil, err
 		}
 		if _, _, _, err := h.identity(); err != nil {
-			return nil, refuse(http.StatusForbidden, CodeDenied, "%v", err).hint("set it as user %d", os.Geteuid())
+			return nil, services.Refuse(http.StatusForbidden, services.CodeDenied, "%v", err).WithHint("set it as user %d", os.Geteuid())
 		}
 	}
 	if err := t.SetHandler(h); err != nil {
@@ -117,8 +118,8 @@ func setter(ctx context.Context, caller Caller) (uid, gid uint32, err error) {
 		}
 	}
 	if os.Geteuid() == 0 {
-		return 0, 0, refuse(http.StatusForbidden, CodeDenied, "this system does not tell which user asks, and a command is not run as root unasked").
-			hint("set a URL: pilotctl task handler set --url http://127.0.0.1:PORT/")
+		return 0, 0, services.Refuse(http.StatusForbidden, services.CodeDenied, "this system does not tell which user asks, and a command is not run as root unasked").
+			WithHint("set a URL: pilotctl task handler set --url http://127.0.0.1:PORT/")
 	}
 	return uint32(os.Geteuid()), uint32(os.Getegid()), nil
 }
@@ -133,7 +134,7 @@ func (t *Tasks) any(id a2a.TaskID) (Record, *run, error) {
 	}
 	rec, err := t.book.find(id)
 	if errors.Is(err, errNoTask) {
-		err = refuse(http.StatusNotFound, CodeNotFound, "there is no task %.80q", id).hint("pilotctl task list shows those that came; for one at a peer: pilotctl task get PEER ID")
+		err = services.Refuse(http.StatusNotFound, services.CodeNotFound, "there is no task %.80q", id).WithHint("pilotctl task list shows those that came; for one at a peer: pilotctl task get PEER ID")
 	}
 	return rec, nil, err
 }
@@ -144,7 +145,7 @@ func (t *Tasks) orderList(r *http.Request) (any, error) {
 	if text := r.URL.Query().Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > maxKept {
-			return nil, refuse(http.StatusBadRequest, CodeInvalid, "limit lies between 1 and %d", maxKept)
+			return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "limit lies between 1 and %d", maxKept)
 		}
 		most = n
 	}
@@ -155,7 +156,7 @@ func (t *Tasks) orderList(r *http.Request) (any, error) {
 	if text := r.URL.Query().Get("peer"); text != "" {
 		fp, err := crypto.ParseFingerprint(text)
 		if err != nil {
-			return nil, refuse(http.StatusBadRequest, CodeInvalid, "peer is not a fingerprint")
+			return nil, services.Refuse(http.StatusBadRequest, services.CodeInvalid, "peer is not a fingerprint")
 		}
 		peers = []crypto.Fingerprint{fp}
 	}

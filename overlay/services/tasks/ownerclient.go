@@ -10,10 +10,12 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/pilotnet/pilot/overlay/services"
 )
 
 // An OwnerClient speaks to the tasks of this machine's own agent, over the use
-// socket of the local API. Each error is an *Error.
+// socket of the local API. Each error is an *services.Error.
 type OwnerClient struct{ http *http.Client }
 
 // NewOwnerClient returns a client for the agent whose use socket lies at socket.
@@ -95,29 +97,29 @@ func (o *OwnerClient) askInto(ctx context.Context, method, path string, in, out 
 	if in != nil {
 		text, err := json.Marshal(in)
 		if err != nil {
-			return refuse(0, CodeInternal, "%v", err)
+			return services.Refuse(0, services.CodeInternal, "%v", err)
 		}
 		body = strings.NewReader(string(text))
 	}
 	r, err := http.NewRequestWithContext(ctx, method, "http://pilot"+OwnerPath+path, body)
 	if err != nil {
-		return refuse(0, CodeInternal, "%v", err)
+		return services.Refuse(0, services.CodeInternal, "%v", err)
 	}
 	answer, err := o.http.Do(r)
 	if err != nil {
-		return refuse(0, CodeOffline, "no answer from the agent: %v", err).retry()
+		return services.Refuse(0, services.CodeOffline, "no answer from the agent: %v", err).Retry()
 	}
 	defer answer.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	if err != nil {
-		return refuse(0, CodeOffline, "no answer from the agent: %v", err).retry()
+		return services.Refuse(0, services.CodeOffline, "no answer from the agent: %v", err).Retry()
 	}
 	if answer.StatusCode >= 300 {
-		e := new(Error)
+		e := new(services.Error)
 		if json.Unmarshal(text, e) != nil || e.Message == "" {
 			// A daemon without the service has no such path; it answers in its own form.
-			e = refuse(answer.StatusCode, CodeNotFound, "the service tasks of this agent is switched off").
-				hint("start the agent with it: pilotctl up --services all")
+			e = services.Refuse(answer.StatusCode, services.CodeNotFound, "the service tasks of this agent is switched off").
+				WithHint("start the agent with it: pilotctl up --services all")
 		}
 		e.Status = answer.StatusCode
 		return e
@@ -126,7 +128,7 @@ func (o *OwnerClient) askInto(ctx context.Context, method, path string, in, out 
 		return nil
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return refuse(0, CodeInternal, "the agent's answer is damaged: %v", err)
+		return services.Refuse(0, services.CodeInternal, "the agent's answer is damaged: %v", err)
 	}
 	return nil
 }

@@ -20,7 +20,6 @@ import (
 	"github.com/a2aproject/a2a-go/v2/log"
 
 	"github.com/pilotnet/pilot/crypto"
-	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay/services"
 )
 
@@ -30,7 +29,6 @@ const (
 	idleTime   = 2 * time.Minute
 	readerTime = 2 * time.Minute // within which a reader must take something
 	aliveTime  = 30 * time.Second
-	drainTime  = 2 * time.Second
 	maxHeader  = 16 << 10
 )
 
@@ -47,22 +45,7 @@ func (t *Tasks) Serve(ctx context.Context, l net.Listener, whois Whois) error {
 		ErrorLog:          slog.NewLogLogger(t.logger.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
-	down := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(down)
-		drain, cancel := context.WithTimeout(context.Background(), drainTime)
-		defer cancel()
-		if s.Shutdown(drain) != nil {
-			s.Close()
-		}
-	})
-	err := s.Serve(l)
-	if stop() {
-		s.Close()
-		return err
-	}
-	<-down
-	return nil
+	return services.ServeHTTP(ctx, l, s)
 }
 
 // A wire answers the requests of peers.
@@ -86,7 +69,7 @@ func (t *Tasks) Peers(whois Whois) http.Handler {
 	// A browser's page from elsewhere must not speak as this machine.
 	pages := http.NewCrossOriginProtection()
 	pages.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		refuse(http.StatusForbidden, CodeDenied, "pages of other origins may not send tasks").write(w)
+		services.Refuse(http.StatusForbidden, services.CodeDenied, "pages of other origins may not send tasks").Answer(w)
 	}))
 	return pages.Handler(x)
 }
@@ -99,12 +82,12 @@ func (x *wire) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := &pacedWriter{ResponseWriter: w, rc: http.NewResponseController(w)}
 	p.rc.SetReadDeadline(time.Now().Add(bodyTime))
 	defer p.rc.SetWriteDeadline(time.Now().Add(readerTime))
-	if !ownHost(r.Host) {
-		refuse(http.StatusMisdirectedRequest, CodeDenied, "this agent has no name %.60q", r.Host).write(p)
+	if r.Host == "" || !services.OwnHost(r.Host) {
+		services.Refuse(http.StatusMisdirectedRequest, services.CodeDenied, "this agent has no name %.60q", r.Host).Answer(p)
 		return
 	}
 	if !x.enter(peer.Fingerprint) {
-		refuse(http.StatusTooManyRequests, CodeQuota, "more than %d requests at once", maxRequests).retry().write(p)
+		services.Refuse(http.StatusTooManyRequests, services.CodeQuota, "more than %d requests at once", maxRequests).Retry().Answer(p)
 		return
 	}
 	defer x.exit(peer.Fingerprint)
@@ -116,9 +99,9 @@ func (x *wire) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.call(p, r, peer)
 	case r.URL.Path == "/":
 		p.Header().Set("Allow", http.MethodPost)
-		refuse(http.StatusMethodNotAllowed, CodeInvalid, "this is A2A: POST JSON-RPC here").hint("GET %s tells more", a2asrv.WellKnownAgentCardPath).write(p)
+		services.Refuse(http.StatusMethodNotAllowed, services.CodeInvalid, "this is A2A: POST JSON-RPC here").WithHint("GET %s tells more", a2asrv.WellKnownAgentCardPath).Answer(p)
 	default:
-		refuse(http.StatusNotFound, CodeNotFound, "there is nothing at %.80q", r.URL.Path).hint("GET %s tells more", a2asrv.WellKnownAgentCardPath).write(p)
+		services.Refuse(http.StatusNotFound, services.CodeNotFound, "there is nothing at %.80q", r.URL.Path).WithHint("GET %s tells more", a2asrv.WellKnownAgentCardPath).Answer(p)
 	}
 }
 
@@ -175,7 +158,7 @@ func (x *wire) call(w http.ResponseWriter, r *http.Request, peer services.Peer) 
 
 func rpcError(w http.ResponseWriter, status int, text string) {
 	const invalidRequest = -32600
-	writeJSON(w, status, map[string]any{"jsonrpc": "2.0", "id": nil, "error": map[string]any{"code": invalidRequest, "message": text}})
+	services.WriteJSON(w, status, map[string]any{"jsonrpc": "2.0", "id": nil, "error": map[string]any{"code": invalidRequest, "message": text}})
 }
 
 // card answers with the agent card. Its URL is where the caller found it.
@@ -209,12 +192,12 @@ func (x *wire) card(w http.ResponseWriter, r *http.Request) {
 	}
 	producer, ok := a2av0.NewStaticAgentCardProducer(card).(a2asrv.AgentCardJSONProducer)
 	if !ok {
-		refuse(http.StatusInternalServerError, CodeInternal, "no card").write(w)
+		services.Refuse(http.StatusInternalServerError, services.CodeInternal, "no card").Answer(w)
 		return
 	}
 	text, err := producer.CardJSON(r.Context())
 	if err != nil {
-		refuse(http.StatusInternalServerError, CodeInternal, "no card").write(w)
+		services.Refuse(http.StatusInternalServerError, services.CodeInternal, "no card").Answer(w)
 		return
 	}
 	h := w.Header()
@@ -239,17 +222,3 @@ func (w *pacedWriter) Write(p []byte) (int, error) {
 func (w *pacedWriter) Flush() { w.rc.Flush() }
 
 func (w *pacedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// ownHost says whether a Host header can mean an agent: an address, a name below
-// pilot.internal, or one without dots. Other names are those of a page that has
-// its own name resolve to an agent.
-func ownHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	if _, err := netip.ParseAddr(host); err == nil {
-		return true
-	}
-	return host != "" && !strings.Contains(host, ".") || strings.HasSuffix(host, "."+ipam.Suffix)
-}

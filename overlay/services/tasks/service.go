@@ -50,7 +50,7 @@ func (s *Service) Owner() (string, http.Handler) {
 	return OwnerPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t := s.open.Load()
 		if t == nil {
-			refuse(http.StatusServiceUnavailable, CodeInternal, "the service tasks does not run").hint("pilotctl status says why").retry().write(w)
+			services.Refuse(http.StatusServiceUnavailable, services.CodeInternal, "the service tasks does not run").WithHint("pilotctl status says why").Retry().Answer(w)
 			return
 		}
 		t.Owner(s.caller).ServeHTTP(w, r)

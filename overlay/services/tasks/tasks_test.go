@@ -16,6 +16,7 @@ import (
 
 	"github.com/a2aproject/a2a-go/v2/a2a"
 
+	"github.com/pilotnet/pilot/overlay/services"
 	"github.com/pilotnet/pilot/overlay/services/servicetest"
 )
 
@@ -47,7 +48,7 @@ func TestCommand(t *testing.T) {
 	if rec, _, err := r.tasks().any(a2a.TaskID(e.ID)); err != nil || rec.Log != "for the owner\n" || rec.Name != "alice" {
 		t.Errorf("%+v, %v", rec, err)
 	}
-	if _, err := c.Cancel(t.Context(), e.ID); err == nil || err.(*Error).Code != CodeConflict {
+	if _, err := c.Cancel(t.Context(), e.ID); err == nil || err.(*services.Error).Code != services.CodeConflict {
 		t.Errorf("canceled a task that has ended: %v", err)
 	}
 	r.handler(`exit 3`)
@@ -98,7 +99,7 @@ func TestPeersSeeOnlyTheirOwn(t *testing.T) {
 	e := r.send(alice, "secret", "completed")
 	wantNotFound := func(what string, err error) {
 		t.Helper()
-		if bad := new(Error); !errors.As(err, &bad) || bad.Code != CodeNotFound {
+		if bad := new(services.Error); !errors.As(err, &bad) || bad.Code != services.CodeNotFound {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -260,7 +261,7 @@ func TestTooManyTasks(t *testing.T) {
 		}
 	}
 	_, err := c.Send(t.Context(), Sending{Text: "x"})
-	if bad := new(Error); !errors.As(err, &bad) || bad.Code != CodeQuota || !bad.Retryable || !strings.Contains(bad.Message, "limit") {
+	if bad := new(services.Error); !errors.As(err, &bad) || bad.Code != services.CodeQuota || !bad.Retryable || !strings.Contains(bad.Message, "limit") {
 		t.Errorf("%v", err)
 	}
 	if e, err := r.client("bob").Send(t.Context(), Sending{Text: "x", NoWait: true}); err != nil || e.State != "working" {

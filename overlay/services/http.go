@@ -1,0 +1,62 @@
+package services
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/pilotnet/pilot/ipam"
+)
+
+// drainTime is what requests get to end when a service stops.
+const drainTime = 2 * time.Second
+
+// ServeHTTP answers on l until ctx ends, and returns when no connection is left.
+// The error says why it ended by itself.
+func ServeHTTP(ctx context.Context, l net.Listener, s *http.Server) error {
+	down := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(down)
+		drain, cancel := context.WithTimeout(context.Background(), drainTime)
+		defer cancel()
+		if s.Shutdown(drain) != nil {
+			s.Close()
+		}
+	})
+	err := s.Serve(l)
+	if stop() {
+		s.Close()
+		return err
+	}
+	<-down
+	return nil
+}
+
+// OwnHost says whether a Host header can mean an agent: an address, a name below
+// pilot.internal, or one without dots. Other names are those of a page that has
+// its own name resolve to an agent.
+func OwnHost(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return !strings.Contains(host, ".") || strings.HasSuffix(host, "."+ipam.Suffix)
+}
+
+// WriteJSON answers with a value.
+func WriteJSON(w http.ResponseWriter, status int, v any) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.Encode(v) // fails only when the caller has gone
+}
