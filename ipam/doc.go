@@ -68,6 +68,8 @@
 //	60  registration key  32   X25519
 //	92  signature         64   over bytes 0 to 91
 //
+// A Withdrawal takes claims back at one server; its layout is described there.
+//
 // # Contacts, names and references
 //
 // A contact is what one agent gives another: ADDRESS#FINGERPRINT@HOST[:PORT].

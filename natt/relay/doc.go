@@ -175,9 +175,18 @@
 //	op 3 LIST  (IK)  after ID 8                     -> more 1, count 1, (ID 8, length 2, body)...
 //	op 4 ACK   (IK)  count 1, ID 8 ...
 //	op 5 TIME        empty
+//	op 6 WITHDRAW (IK)  length 2, withdrawal
 //
 // A server that does not hold the key of mac1 closes with WebSocket status 4001;
 // the client then says which key it expected.
+//
+// A withdrawal (package ipam) takes back every claim up to a serial. The server forgets
+// claim, card, session and mail, and never again accepts a claim or card of the key up to that
+// serial; the address stays reserved for the key, which can claim it anew with a higher
+// one. The server's key is under the signature, so no server can show the withdrawal to another,
+// and a later claim stands, however often it comes again. Whoever is not the agent gets
+// one answer whether or not the agent exists. A server that does not know the operation
+// closes the channel.
 //
 // A stamp is a proof of work: unix ms 8, nonce 8, such that SHA-256("pilot stamp v1" ||
 // server key || op || subject 32 || stamp) starts with the asked number of zero bits.

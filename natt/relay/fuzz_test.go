@@ -102,7 +102,7 @@ func FuzzRequest(f *testing.F) {
 	for _, r := range []Request{
 		{Op: OpClaim, Number: 1, Claim: []byte("claim"), Card: []byte("card")},
 		{Op: OpPut, Number: 2, To: crypto.Fingerprint{1}, Body: []byte("body")},
-		{Op: OpList, After: 9}, {Op: OpAck, IDs: []uint64{1, 2}}, {Op: OpTime},
+		{Op: OpList, After: 9}, {Op: OpAck, IDs: []uint64{1, 2}}, {Op: OpTime}, {Op: OpWithdraw, Body: []byte("body")},
 	} {
 		f.Add(AppendRequest(nil, r))
 	}
@@ -115,7 +115,7 @@ func FuzzRequest(f *testing.F) {
 
 func FuzzAnswer(f *testing.F) {
 	for _, a := range []Answer{
-		{Op: OpTime, Time: testNow}, {Op: OpClaim, Status: StatusRefused, Text: "why"},
+		{Op: OpTime, Time: testNow}, {Op: OpWithdraw, Status: StatusStale, Text: "why"}, {Op: OpClaim, Status: StatusRefused, Text: "why"},
 		{Op: OpList, More: true, Items: []Item{{ID: 1, Body: []byte("a")}, {ID: 2}}},
 	} {
 		f.Add(AppendAnswer(nil, a))

@@ -17,6 +17,9 @@ const (
 	OpList  Op = 3
 	OpAck   Op = 4
 	OpTime  Op = 5
+	OpHead  Op = 6
+
+	OpWithdraw Op = 6
 )
 
 // A Status is the server's verdict on a request.
@@ -51,7 +54,7 @@ type Request struct {
 	To     crypto.Fingerprint // Put
 	Claim  []byte             // Claim
 	Card   []byte             // Claim
-	Body   []byte             // Put
+	Body   []byte             // Put, Withdraw
 	After  uint64             // List
 	IDs    []uint64           // Ack
 }
@@ -75,6 +78,8 @@ func AppendRequest(dst []byte, r Request) []byte {
 		for _, id := range r.IDs {
 			dst = binary.BigEndian.AppendUint64(dst, id)
 		}
+	case OpWithdraw:
+		dst = appendBytes(dst, r.Body)
 	}
 	return dst
 }
@@ -101,6 +106,8 @@ func ParseRequest(b []byte) (Request, error) {
 			r.IDs = append(r.IDs, c.uint64())
 		}
 	case OpTime:
+	case OpWithdraw:
+		r.Body = c.bytes()
 	default:
 		return Request{}, ErrMalformed
 	}
@@ -153,7 +160,7 @@ func ParseAnswer(b []byte) (Answer, error) {
 	c := cursor{b: b}
 	a := Answer{Op: Op(c.byte()), Status: Status(c.byte()), Number: c.uint16()}
 	at, ok := fromMillis(c.uint64())
-	if c.bad || !ok || a.Op < OpClaim || a.Op > OpTime || a.Status > StatusStale {
+	if c.bad || !ok || a.Op < OpClaim || a.Op > OpWithdraw || a.Status > StatusStale {
 		return Answer{}, ErrMalformed
 	}
 	a.Time = at

@@ -39,7 +39,7 @@ func (s *Server) claim(ctx context.Context, peer relay.ControlPeer, r relay.Requ
 	case errors.Is(err, ErrAddressTaken):
 		return relay.StatusAddressTaken, "another key holds " + claim.Addr.String() + " on this server"
 	case errors.Is(err, ErrStale):
-		return relay.StatusStale, "this server holds a claim or card with a higher serial"
+		return relay.StatusStale, "this server holds a claim or card with a higher serial, or a withdrawal of this one"
 	case err != nil:
 		return s.storeFailed(err)
 	}

@@ -8,8 +8,8 @@
 //
 // # What it knows
 //
-// Stored on disk: claims and cards (public, signed by the agents), sealed mail by
-// recipient, and the bindings file of the restart mechanism (session numbers and
+// Stored on disk: claims and cards (public, signed by the agents), of agents that took
+// their claim back the fingerprint, address and a serial, sealed mail by recipient, and the bindings file of the restart mechanism (session numbers and
 // addresses). A mail item carries 4 bytes that stand for the sender's network,
 // blinded by a key that is drawn at every start and never stored. Nothing on disk
 // or in the log says who wrote to whom, who relays to whom, or who trusts whom.

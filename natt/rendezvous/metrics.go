@@ -32,6 +32,7 @@ func (s *Server) Handler() http.Handler {
 		{"relay_offline_total", "Frames for agents that are not at home.", &s.count.offline},
 		{"send_errors_total", "Sends that failed.", &s.count.sendErrors},
 		{"claims_total", "Claims stored.", &s.count.claims},
+		{"withdrawals_total", "Claims withdrawn.", &s.count.withdrawals},
 		{"mail_total", "Mail items stored.", &s.count.mail},
 		{"mail_fetched_total", "Mail items fetched.", &s.count.mailFetched},
 		{"carriers_total", "TLS connections that carried datagrams.", &s.count.carriers},

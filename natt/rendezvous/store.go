@@ -47,6 +47,11 @@ type Store interface {
 	// once held is never given to another key (ErrAddressTaken). Claim and card must
 	// each be byte-equal to the stored one or have a higher serial (ErrStale).
 	Register(a Agent) error
+	// Withdraw forgets the agent with this fingerprint, and its mail, unless its claim
+	// has a serial above the given one (ErrStale); ErrNotFound if there is none. The address
+	// stays the key's. From then on Register answers ErrStale to a claim or card
+	// of the key that is not above the serial.
+	Withdraw(fp crypto.Fingerprint, serial uint64) error
 	// Agent returns the agent with this fingerprint, or ErrNotFound.
 	Agent(fp crypto.Fingerprint) (Agent, error)
 	// Put adds mail to a box and returns its ID, which is higher than all before it

@@ -23,10 +23,12 @@ import (
 //	agent    fingerprint 16          -> agentRecord
 //	address  address 6               -> key 32, for ever
 //	mail     fingerprint 16 || ID 8  -> received unix ms 8, bucket 4, body
+//	withdrawn fingerprint 16         -> serial 8, up to which nothing is accepted any more
 var (
 	bucketAgent   = []byte("agent")
 	bucketAddress = []byte("address")
 	bucketMail    = []byte("mail")
+	bucketGone    = []byte("withdrawn")
 	castagnoli    = crc32.MakeTable(crc32.Castagnoli)
 )
 
@@ -73,7 +75,7 @@ func OpenBolt(path string) (s *BoltStore, err error) {
 }
 
 func makeBuckets(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketAgent, bucketAddress, bucketMail} {
+	for _, name := range [][]byte{bucketAgent, bucketAddress, bucketMail, bucketGone} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -205,6 +207,11 @@ func (s *BoltStore) Register(a Agent) error {
 			}
 		}
 		fp := a.Key.Fingerprint()
+		if gone, err := goneSerial(tx, fp); err != nil {
+			return err
+		} else if a.withdrawn(gone) {
+			return ErrStale
+		}
 		if v := agents.Get(fp[:]); v != nil {
 			prev, err := decodeAgent(fp[:], v)
 			if err != nil {

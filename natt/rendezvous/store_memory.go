@@ -15,6 +15,7 @@ type MemoryStore struct {
 	mu     sync.Mutex
 	agents map[crypto.Fingerprint]Agent
 	addrs  map[[6]byte]crypto.PublicKey
+	gone   map[crypto.Fingerprint]uint64 // withdrawn up to this serial
 	boxes  map[crypto.Fingerprint][]Mail
 	lastID uint64
 }
@@ -24,6 +25,7 @@ func NewMemoryStore() *MemoryStore {
 	return &MemoryStore{
 		agents: make(map[crypto.Fingerprint]Agent),
 		addrs:  make(map[[6]byte]crypto.PublicKey),
+		gone:   make(map[crypto.Fingerprint]uint64),
 		boxes:  make(map[crypto.Fingerprint][]Mail),
 	}
 }
@@ -41,6 +43,9 @@ func (s *MemoryStore) Register(a Agent) error {
 		return ErrAddressTaken
 	}
 	fp := a.Key.Fingerprint()
+	if a.withdrawn(s.gone[fp]) {
+		return ErrStale
+	}
 	if prev, ok := s.agents[fp]; ok {
 		if err := checkSuccessor(prev, a); err != nil {
 			return err

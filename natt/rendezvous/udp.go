@@ -234,8 +234,8 @@ func (r *reader) record(m *natt.Message, d []byte) {
 
 // counters are what the server counts. Nothing in them is about one agent.
 type counters struct {
-	malformed, unknown, limited, cookies, hints, sendErrors atomic.Uint64
-	hellos, visits, refused                                 atomic.Uint64
-	frames, bytes, dropped, offline                         atomic.Uint64
-	stun, claims, mail, mailFetched, cards, carriers        atomic.Uint64
+	malformed, unknown, limited, cookies, hints, sendErrors       atomic.Uint64
+	hellos, visits, refused                                       atomic.Uint64
+	frames, bytes, dropped, offline                               atomic.Uint64
+	stun, claims, withdrawals, mail, mailFetched, cards, carriers atomic.Uint64
 }

@@ -21,6 +21,7 @@ func Conformance(t *testing.T, open func(t *testing.T) rendezvous.Store) {
 		"Register":    testRegister,
 		"Address":     testAddress,
 		"Serials":     testSerials,
+		"Withdraw":    testWithdraw,
 		"Mail":        testMail,
 		"Repeated":    testRepeated,
 		"Eviction":    testEviction,
