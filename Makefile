@@ -26,6 +26,7 @@ test:
 	fi
 
 # Allocations are counted in a run of their own: the race detector makes some.
+# TestLong... are shorter under it, and whole in the second run.
 race:
 	$(GO) test $(TESTFLAGS) -race -skip '^TestAlloc' -timeout 9m ./...
 
@@ -33,10 +34,10 @@ plain:
 	$(GO) test $(TESTFLAGS) -timeout 9m ./...
 
 allocs:
-	@set -e; dirs=$$(grep -rl --include='*_test.go' '^func TestAlloc' . | xargs -n 1 dirname | sort -u); \
+	@set -e; dirs=$$(grep -rlE --include='*_test.go' '^func Test(Alloc|Long)' . | xargs -n 1 dirname | sort -u); \
 	[ -n "$$dirs" ] || exit 0; \
-	echo "$(GO) test $(TESTFLAGS) -run '^TestAlloc'" $$dirs >&2; \
-	$(GO) test $(TESTFLAGS) -run '^TestAlloc' -timeout 5m $$dirs
+	echo "$(GO) test $(TESTFLAGS) -run '^Test(Alloc|Long)'" $$dirs >&2; \
+	$(GO) test $(TESTFLAGS) -run '^Test(Alloc|Long)' -timeout 5m $$dirs
 
 vet:
 	$(GO) vet ./...

@@ -10,11 +10,14 @@ import (
 
 // Which kinds of NAT meet directly, and which stay on the relay. Everybody
 // reaches everybody. Two hard NATs meet only if both count their ports.
-func TestEveryKindOfNAT(t *testing.T) {
+func TestLongEveryKindOfNAT(t *testing.T) {
 	hard := func(k natlab.Kind) bool { return k == natlab.Sym || k == natlab.SymAddr || k == natlab.SymSeq }
 	kinds := natlab.Kinds()
 	for i, a := range kinds {
-		for _, b := range kinds[i:] {
+		for j, b := range kinds[i:] {
+			if raceEnabled && j > 1 {
+				break // each with itself and its neighbour; all without the detector
+			}
 			want := "direct"
 			if hard(a) && hard(b) && !(a == natlab.SymSeq && b == natlab.SymSeq) {
 				want = "relay"
