@@ -67,7 +67,7 @@ func LoadKey(dir string) (crypto.DHPrivate, error) {
 // os.ErrExist if there is one already.
 func writeNew(path string, b []byte) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
@@ -89,6 +89,24 @@ func writeNew(path string, b []byte) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// makeDir makes a directory, and those above it that are missing, durably.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	above := filepath.Dir(dir)
+	if above != dir {
+		if err := makeDir(above); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	syncDir(above) // it may be one that we cannot read
+	return nil
 }
 
 func syncDir(dir string) error {

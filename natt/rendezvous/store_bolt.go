@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -22,12 +23,14 @@ import (
 //
 //	agent    fingerprint 16          -> agentRecord
 //	address  address 6               -> key 32, for ever
+//	head     fingerprint 16          -> count 8, signed head
 //	mail     fingerprint 16 || ID 8  -> received unix ms 8, bucket 4, body
 //	withdrawn fingerprint 16         -> serial 8, up to which nothing is accepted any more
 var (
 	bucketAgent   = []byte("agent")
 	bucketAddress = []byte("address")
 	bucketMail    = []byte("mail")
+	bucketHead    = []byte("head")
 	bucketGone    = []byte("withdrawn")
 	castagnoli    = crc32.MakeTable(crc32.Castagnoli)
 )
@@ -40,6 +43,11 @@ type BoltStore struct{ db *bbolt.DB }
 func OpenBolt(path string) (s *BoltStore, err error) {
 	fail := func(err error) (*BoltStore, error) {
 		return nil, fmt.Errorf("rendezvous: open store %s: %w", path, err)
+	}
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		if err := createBolt(path); err != nil {
+			return fail(err)
+		}
 	}
 	if err := checkBoltSize(path); err != nil {
 		return fail(err)
@@ -74,8 +82,36 @@ func OpenBolt(path string) (s *BoltStore, err error) {
 	return &BoltStore{db: db}, nil
 }
 
+// createBolt makes an empty store, complete and durable, name included. bbolt
+// itself would leave a file that is too short when it is stopped in its beginnings.
+func createBolt(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Update(makeBuckets), db.Close()); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(f.Name())
+	if err != nil {
+		return err
+	}
+	if err := writeNew(path, b); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil // another process was faster
+}
+
 func makeBuckets(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketAgent, bucketAddress, bucketMail, bucketGone} {
+	for _, name := range [][]byte{bucketAgent, bucketAddress, bucketMail, bucketHead, bucketGone} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
