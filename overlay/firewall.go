@@ -27,6 +27,10 @@ type firewall struct {
 	swept time.Duration // by the control loop
 }
 
+// dialPort is the lowest port that a host gives to those who connect and name
+// none: of Linux; others begin higher.
+const dialPort = 32768
+
 func newFirewall(own [16]byte) *firewall {
 	return &firewall{own: own, flows: newFlowTable(), frags: newFragTable()}
 }
@@ -142,6 +146,12 @@ func (f *firewall) admitICMP(from *peer, pol *policy, h *header, t uint16) dropR
 // remembers its flow. The grant of the other side binds at the other side; it
 // is looked at here only so that a program gets an error at once instead of
 // silence.
+//
+// A TCP connection whose beginning was not seen, because it is older than this
+// process or than the table's memory, counts as ours only if its local port is
+// one that hosts give to those who connect. Otherwise what our side sends again
+// on a connection that the peer made to a port it has lost since would, after a
+// restart, let the peer back in.
 func (f *firewall) sent(p []byte, to *peer, pol *policy, h *header, now time.Duration) dropReason {
 	if !pol.live(now) {
 		return dropOutScope
@@ -160,7 +170,10 @@ func (f *firewall) sent(p []byte, to *peer, pol *policy, h *header, now time.Dur
 		return parsed
 	}
 	if pol.out.Allows(h.proto, h.dst) {
-		memo.keep(k, true, pol, t, f.flows.outbound(k, pol.version, t, opens))
+		ours := h.proto != protoTCP || opens || h.src >= dialPort
+		if e := f.flows.outbound(k, pol.version, t, opens, ours); e.at != nil {
+			memo.keep(k, true, pol, t, e)
+		}
 		return parsed
 	}
 	if pol.in.Allows(h.proto, h.src) || f.flows.known(k, pol.version, t) {

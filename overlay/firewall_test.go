@@ -288,6 +288,33 @@ func TestFirewallNarrowed(t *testing.T) {
 	g.wantOut(dropOutScope, ourUDP(2, 1), "out at the end")
 }
 
+// What a restart forgets does not make a withdrawn flow ours: our side sends again
+// on a connection that the peer made to a port it has lost, and the peer's source
+// port is one that it granted us.
+func TestHostileFlowAfterRestart(t *testing.T) {
+	g := newGate(t, "7,9", "all")
+	g.wantIn(parsed, theirTCP(5000, 9, tuntest.SYN), "they connect")
+	g.wantOut(parsed, ourTCP(9, 5000, tuntest.SYN|tuntest.ACK), "we accept")
+	g.grant("7", "all")
+	restarted := newGate(t, "7", "all")
+	for range 3 {
+		for _, flags := range []uint8{tuntest.ACK, tuntest.ACK | tuntest.PSH, tuntest.ACK | tuntest.FIN, tuntest.RST, 0} {
+			restarted.wantOut(parsed, ourTCP(9, 5000, flags), "our side sends again")
+			restarted.wantIn(dropInScope, theirTCP(5000, 9, tuntest.ACK), "their answer")
+		}
+	}
+	// What we opened goes on, because its port says so, ...
+	restarted.wantOut(parsed, ourTCP(40000, 80, tuntest.ACK), "our connection from before")
+	restarted.wantIn(parsed, theirTCP(80, 40000, tuntest.ACK), "is answered")
+	// ... or begins anew.
+	restarted.wantOut(parsed, ourTCP(9, 5000, tuntest.SYN), "we connect from that port ourselves")
+	restarted.wantIn(parsed, theirTCP(5000, 9, tuntest.SYN|tuntest.ACK), "which opens it")
+	// The table forgets by itself what rested for two hours; that is no way either.
+	g.now += 3 * time.Hour
+	g.wantOut(parsed, ourTCP(9, 5000, tuntest.ACK), "our side sends again after hours")
+	g.wantIn(dropInScope, theirTCP(5000, 9, tuntest.ACK), "their answer after hours")
+}
+
 // Followers pass for ten seconds after the first fragment, and never over it.
 func TestFirewallFragments(t *testing.T) {
 	g := newGate(t, "7", "none")

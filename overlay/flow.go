@@ -140,11 +140,15 @@ func (t *flowTable) find(h uint64, proto uint8, now uint16) (*atomic.Uint64, uin
 }
 
 // outbound records a packet that we send. A flow that the peer opened stays the
-// peer's, unless opens says that this packet opens it anew.
-func (t *flowTable) outbound(k flowKey, version uint64, now uint16, opens bool) flowEntry {
+// peer's, unless opens says that this packet opens it anew. One that is not known
+// becomes ours if it may; otherwise the entry returned is the zero one.
+func (t *flowTable) outbound(k flowKey, version uint64, now uint16, opens, may bool) flowEntry {
 	h := t.hash(k)
 	e, w := t.find(h, k.proto, now)
 	n := packFlow(h, version, byUs, now)
+	if e == nil && !may {
+		return flowEntry{}
+	}
 	if e == nil {
 		return t.insert(h, n, now)
 	}

@@ -53,7 +53,7 @@ func TestFlowTableProperty(t *testing.T) {
 		switch r.IntN(4) {
 		case 0:
 			opens := r.IntN(2) == 0
-			table.outbound(k, version, uint16(now), opens)
+			table.outbound(k, version, uint16(now), opens, true)
 			if m == nil || m.opener == byUs || opens {
 				model[k] = &modelFlow{byUs, version, now}
 			}
@@ -89,8 +89,8 @@ func TestFlowTableFull(t *testing.T) {
 	table := newFlowTable()
 	kept := flowKey{peer: 9, proto: protoTCP, local: 1, remote: 1}
 	for i := range uint32(floods) {
-		table.outbound(flowKey{peer: i, proto: protoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false)
-		table.outbound(kept, 1, uint16(i/1000), false)
+		table.outbound(flowKey{peer: i, proto: protoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false, true)
+		table.outbound(kept, 1, uint16(i/1000), false, true)
 	}
 	if _, ok := table.inbound(kept, 1, uint16(floods/1000)); !ok {
 		t.Error("a flow in use was pushed out by idle ones")
@@ -112,7 +112,7 @@ func TestFlowTableConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for i := range 20_000 {
 				k := flowKey{peer: 1, proto: protoUDP, local: uint16(i % 50), remote: 1}
-				table.outbound(k, 1, 5, false)
+				table.outbound(k, 1, 5, false, true)
 				if _, ok := table.inbound(k, 1, 5); !ok {
 					t.Errorf("flow %d is lost", i)
 					return
@@ -147,7 +147,7 @@ func TestFlowMemo(t *testing.T) {
 	if m.holds(k, true, pol, 7) {
 		t.Error("nothing was kept")
 	}
-	m.keep(k, true, pol, 7, table.outbound(k, 1, 7, false))
+	m.keep(k, true, pol, 7, table.outbound(k, 1, 7, false, true))
 	if !m.holds(k, true, pol, 7) {
 		t.Error("the same again")
 	}

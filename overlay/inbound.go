@@ -229,7 +229,7 @@ func (in *inbound) items(e *sessionEntry, pol *policy, b []byte, partial bool, f
 			packets++
 			in.half(e, pol, item)
 		default:
-			in.tell(event{kind: evItem, entry: e, path: from, item: kind, body: append([]byte(nil), item...)})
+			in.tellItem(e, from, kind, item)
 		}
 	}
 }

@@ -149,6 +149,7 @@ func (l *loop) post(f func(now instant)) {
 // event dispatches what a packet goroutine reported, and lets the link that it
 // concerns do what became due.
 func (l *loop) event(now instant, e event) {
+	e.take()
 	var k *link
 	switch e.kind {
 	case evServer:

@@ -28,6 +28,7 @@ type peer struct {
 	awake                atomic.Bool   // the loop watches this peer's traffic
 	roamed               atomic.Bool   // the loop has been told of a new source
 	wanted               atomic.Bool   // the loop has been asked for a session
+	items                atomic.Int32  // control items that wait for the loop
 	fragID               atomic.Uint32
 	stage                stage
 }

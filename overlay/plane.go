@@ -61,6 +61,31 @@ const (
 	evTooBig                   // a frame of len(body) bytes was too large for path's link
 )
 
+// maxItems is how many control items of one peer may wait for the loop: a
+// sixteenth of the channel, so that no peer takes it from the others.
+const maxItems = 64
+
+// tellItem hands a control item to the loop, unless too many of this peer wait
+// there already. Nothing is copied for one that is refused.
+func (p *plane) tellItem(e *sessionEntry, from natt.Path, kind itemKind, body []byte) {
+	waiting := &e.peer.items
+	if waiting.Add(1) > maxItems {
+		waiting.Add(-1)
+		p.drops.add(dropInLoop)
+		return
+	}
+	if !p.tell(event{kind: evItem, entry: e, path: from, item: kind, body: append([]byte(nil), body...)}) {
+		waiting.Add(-1)
+	}
+}
+
+// take notes that the loop has an event in hand.
+func (e *event) take() {
+	if e.kind == evItem {
+		e.entry.peer.items.Add(-1)
+	}
+}
+
 // tell hands an event to the loop and reports whether there was room.
 func (p *plane) tell(e event) bool {
 	to := p.events
