@@ -48,6 +48,16 @@
 //	1300     -  n times: port 2 || length 1 || host || X25519 key 32
 //	   -    64  signature of all bytes before it
 //
+// # Head
+//
+// How many changes an agent's trust has seen, signed in the context "pilot head v1"
+// by the key in it; others show it back to it (package trust says why).
+//
+//	 0   1  version, 1            1   7  zero
+//	 8   8  count                16   8  mark, random
+//	24   8  unix ms              32  32  Ed25519 key
+//	64  64  signature of all bytes before it
+//
 // # Sealing
 //
 // HPKE (RFC 9180), base mode, single shot: KEM MLKEM768-X25519 (0x647a, X-Wing),

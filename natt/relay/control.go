@@ -294,6 +294,16 @@ func (c *Control) Ack(ctx context.Context, ids ...uint64) error {
 	return nil
 }
 
+// Head asks for the signed head of ours that the server keeps; nil: none. If signed
+// is not nil the server keeps it first, unless it has one with as high a count.
+func (c *Control) Head(ctx context.Context, signed []byte) ([]byte, error) {
+	a, err := c.do(ctx, Request{Op: OpHead, Body: signed})
+	if err != nil || len(a.Head) == 0 {
+		return nil, err
+	}
+	return a.Head, nil
+}
+
 // Ping asks for the server's time and so shows that the channel is alive.
 func (c *Control) Ping(ctx context.Context) (time.Time, error) {
 	a, err := c.do(ctx, Request{Op: OpTime})

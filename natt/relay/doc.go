@@ -176,6 +176,11 @@
 //	op 4 ACK   (IK)  count 1, ID 8 ...
 //	op 5 TIME        empty
 //	op 6 WITHDRAW (IK)  length 2, withdrawal
+//	op 7 HEAD (IK)   length 2, signed head or nothing -> length 2, signed head or nothing
+//
+// HEAD leaves the agent's signed head (package crypto) with its home server, which keeps
+// the one with the highest count, and is answered with the one that is kept then. By it an
+// agent finds out that it runs on a restored backup (package trust).
 //
 // A server that does not hold the key of mac1 closes with WebSocket status 4001;
 // the client then says which key it expected.

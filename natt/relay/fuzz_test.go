@@ -103,6 +103,7 @@ func FuzzRequest(f *testing.F) {
 		{Op: OpClaim, Number: 1, Claim: []byte("claim"), Card: []byte("card")},
 		{Op: OpPut, Number: 2, To: crypto.Fingerprint{1}, Body: []byte("body")},
 		{Op: OpList, After: 9}, {Op: OpAck, IDs: []uint64{1, 2}}, {Op: OpTime}, {Op: OpWithdraw, Body: []byte("body")},
+		{Op: OpHead}, {Op: OpHead, Body: make([]byte, crypto.HeadSize)},
 	} {
 		f.Add(AppendRequest(nil, r))
 	}
@@ -115,6 +116,7 @@ func FuzzRequest(f *testing.F) {
 
 func FuzzAnswer(f *testing.F) {
 	for _, a := range []Answer{
+		{Op: OpHead, Head: make([]byte, crypto.HeadSize)}, {Op: OpHead},
 		{Op: OpTime, Time: testNow}, {Op: OpWithdraw, Status: StatusStale, Text: "why"}, {Op: OpClaim, Status: StatusRefused, Text: "why"},
 		{Op: OpList, More: true, Items: []Item{{ID: 1, Body: []byte("a")}, {ID: 2}}},
 	} {

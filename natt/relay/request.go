@@ -17,9 +17,9 @@ const (
 	OpList  Op = 3
 	OpAck   Op = 4
 	OpTime  Op = 5
-	OpHead  Op = 6
 
 	OpWithdraw Op = 6
+	OpHead     Op = 7
 )
 
 // A Status is the server's verdict on a request.
@@ -54,7 +54,7 @@ type Request struct {
 	To     crypto.Fingerprint // Put
 	Claim  []byte             // Claim
 	Card   []byte             // Claim
-	Body   []byte             // Put, Withdraw
+	Body   []byte             // Put, Withdraw; Head: the signed head to keep, or none to ask only
 	After  uint64             // List
 	IDs    []uint64           // Ack
 }
@@ -70,6 +70,8 @@ func AppendRequest(dst []byte, r Request) []byte {
 	case OpPut:
 		dst = append(dst, r.To[:]...)
 		dst = append(dst, r.Stamp[:]...)
+		dst = appendBytes(dst, r.Body)
+	case OpHead:
 		dst = appendBytes(dst, r.Body)
 	case OpList:
 		dst = binary.BigEndian.AppendUint64(dst, r.After)
@@ -105,6 +107,10 @@ func ParseRequest(b []byte) (Request, error) {
 		for i := 0; i < n && !c.bad; i++ {
 			r.IDs = append(r.IDs, c.uint64())
 		}
+	case OpHead:
+		if r.Body = c.bytes(); len(r.Body) != 0 && len(r.Body) != crypto.HeadSize {
+			return Request{}, ErrMalformed
+		}
 	case OpTime:
 	case OpWithdraw:
 		r.Body = c.bytes()
@@ -132,6 +138,7 @@ type Answer struct {
 	Text   string    // why, unless Status is StatusOK
 	More   bool      // List: there is more after the last item
 	Items  []Item    // List
+	Head   []byte    // Head: the signed head that is kept, or none
 }
 
 // AppendAnswer appends the plaintext of a. The text is cut to 300 bytes.
@@ -141,6 +148,9 @@ func AppendAnswer(dst []byte, a Answer) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, millis(a.Time))
 	if a.Status != StatusOK {
 		return append(dst, a.Text[:min(len(a.Text), maxText)]...)
+	}
+	if a.Op == OpHead {
+		return appendBytes(dst, a.Head)
 	}
 	if a.Op == OpList {
 		more := byte(0)
@@ -160,7 +170,7 @@ func ParseAnswer(b []byte) (Answer, error) {
 	c := cursor{b: b}
 	a := Answer{Op: Op(c.byte()), Status: Status(c.byte()), Number: c.uint16()}
 	at, ok := fromMillis(c.uint64())
-	if c.bad || !ok || a.Op < OpClaim || a.Op > OpWithdraw || a.Status > StatusStale {
+	if c.bad || !ok || a.Op < OpClaim || a.Op > OpHead || a.Status > StatusStale {
 		return Answer{}, ErrMalformed
 	}
 	a.Time = at
@@ -170,6 +180,11 @@ func ParseAnswer(b []byte) (Answer, error) {
 		}
 		a.Text = string(c.b)
 		return a, nil
+	}
+	if a.Op == OpHead {
+		if a.Head = c.bytes(); len(a.Head) != 0 && len(a.Head) != crypto.HeadSize {
+			return Answer{}, ErrMalformed
+		}
 	}
 	if a.Op == OpList {
 		more := c.byte()

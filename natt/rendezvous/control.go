@@ -193,6 +193,8 @@ func (s *Server) answer(ctx context.Context, peer relay.ControlPeer, from netip.
 		a.Items, a.More, a.Status, a.Text = s.list(peer, r)
 	case r.Op == relay.OpAck:
 		a.Status, a.Text = s.ack(peer, r)
+	case r.Op == relay.OpHead:
+		a.Head, a.Status, a.Text = s.head(peer, r)
 	case r.Op == relay.OpWithdraw:
 		a.Status, a.Text = s.withdraw(peer, r)
 	}

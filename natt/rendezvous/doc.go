@@ -9,7 +9,8 @@
 // # What it knows
 //
 // Stored on disk: claims and cards (public, signed by the agents), of agents that took
-// their claim back the fingerprint, address and a serial, sealed mail by recipient, and the bindings file of the restart mechanism (session numbers and
+// their claim back the fingerprint, address and a serial, of each agent the newest signed head (how often its
+// trust has changed), sealed mail by recipient, and the bindings file of the restart mechanism (session numbers and
 // addresses). A mail item carries 4 bytes that stand for the sender's network,
 // blinded by a key that is drawn at every start and never stored. Nothing on disk
 // or in the log says who wrote to whom, who relays to whom, or who trusts whom.
@@ -64,7 +65,7 @@
 //
 //	server.key       X25519 key in base32, mode 0600; its public half is in every agent's configuration
 //	tls.crt tls.key  TLS certificate, self-signed at the first start; replace them by your own if you like
-//	server.db        claims, cards, mail
+//	server.db        claims, cards, heads, mail
 //	acme/            account and certificates of the ACME authority, if one is used
 //	bindings         sessions of the current run, for the next
 package rendezvous

@@ -38,7 +38,7 @@ type Mail struct {
 	Body     []byte
 }
 
-// Store keeps claims, cards and mail. Every method that changes something returns
+// Store keeps claims, cards, heads and mail. Every method that changes something returns
 // only when the change is durable, and changes all or nothing. Slices handed in
 // and out belong to the caller. All methods are safe for concurrent use.
 // Package storetest holds the conformance suite.
@@ -66,6 +66,11 @@ type Store interface {
 	Ack(of crypto.Fingerprint, ids ...uint64) error
 	// Expire deletes all mail received before t and returns how many items it was.
 	Expire(t time.Time) (int, error)
+	// PutHead keeps the signed head of an agent, unless one with as high a count is kept,
+	// and returns the one that is kept then. Withdraw deletes it.
+	PutHead(of crypto.Fingerprint, count uint64, signed []byte) ([]byte, error)
+	// Head returns the signed head that is kept of an agent, or ErrNotFound.
+	Head(of crypto.Fingerprint) ([]byte, error)
 	// Count returns the number of agents and of mail items.
 	Count() (agents, mail int, err error)
 	Close() error

@@ -17,6 +17,7 @@ type MemoryStore struct {
 	addrs  map[[6]byte]crypto.PublicKey
 	gone   map[crypto.Fingerprint]uint64 // withdrawn up to this serial
 	boxes  map[crypto.Fingerprint][]Mail
+	heads  map[crypto.Fingerprint]keptHead
 	lastID uint64
 }
 
@@ -27,6 +28,7 @@ func NewMemoryStore() *MemoryStore {
 		addrs:  make(map[[6]byte]crypto.PublicKey),
 		gone:   make(map[crypto.Fingerprint]uint64),
 		boxes:  make(map[crypto.Fingerprint][]Mail),
+		heads:  make(map[crypto.Fingerprint]keptHead),
 	}
 }
 

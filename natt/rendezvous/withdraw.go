@@ -61,6 +61,7 @@ func (s *MemoryStore) Withdraw(fp crypto.Fingerprint, serial uint64) error {
 	}
 	delete(s.agents, fp)
 	delete(s.boxes, fp)
+	delete(s.heads, fp)
 	s.gone[fp] = max(s.gone[fp], serial)
 	return nil
 }
@@ -85,6 +86,9 @@ func (s *BoltStore) Withdraw(fp crypto.Fingerprint, serial uint64) error {
 			return err
 		}
 		if err := agents.Delete(fp[:]); err != nil {
+			return err
+		}
+		if err := tx.Bucket(bucketHead).Delete(fp[:]); err != nil {
 			return err
 		}
 		c := tx.Bucket(bucketMail).Cursor()

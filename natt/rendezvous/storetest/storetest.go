@@ -26,6 +26,7 @@ func Conformance(t *testing.T, open func(t *testing.T) rendezvous.Store) {
 		"Repeated":    testRepeated,
 		"Eviction":    testEviction,
 		"Expire":      testExpire,
+		"Heads":       testHeads,
 		"Owned":       testOwned,
 		"Concurrent":  testConcurrent,
 		"ManyAddress": testRace,
