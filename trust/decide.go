@@ -74,7 +74,11 @@ func (d *draft) approve(key crypto.PublicKey, r *relation, o ApproveOptions) err
 	if err != nil {
 		return err
 	}
-	return d.grant(key, r, in, ports, expires, name)
+	if err := d.grant(key, r, in, ports, expires, name); err != nil {
+		return err
+	}
+	r.Pair.Invite = raw32{} // from now on it rests on this word
+	return nil
 }
 
 // approvedPorts settles the scope of a grant. All ports need the word of both sides.

@@ -117,7 +117,10 @@
 //     secret travels only inside a sealed request. It is consumed in the same
 //     transaction as the grant that it causes. A second use by whomever is an
 //     InviteReused event that names both keys. An invite that does not hold leaves
-//     an ordinary request waiting, and the event says why.
+//     an ordinary request waiting, and the event says why. An invite for a fleet can
+//     be used by several keys, once by each, and each gets a grant of its own, with a
+//     petname that is numbered where it would clash. Whom it granted is kept, so that
+//     they can be listed and revoked together until somebody approves them by hand.
 //   - Petnames. A peer has a name that is unique among the peers and among those
 //     asked for trust. Whoever approves may set it; otherwise the name that the
 //     peer suggests is used, if it is valid and nobody else claims it, in a

@@ -37,6 +37,7 @@ type InviteOptions struct {
 	For     *crypto.Fingerprint // only this key may use it; nil: whoever has it
 	Name    string              // petname for whoever uses it; empty: what it suggests
 	Trust   time.Duration       // how long the trust lasts; 0: as long as the request says
+	Uses    int                 // how many keys may use it, once each; 0: one
 }
 
 // An Invite is the content of a token.
@@ -57,8 +58,8 @@ func (i Invite) Check(now time.Time) error {
 	return nil
 }
 
-// Invite makes an invite for one use and returns its token. The token is a
-// secret until it is used: whoever shows it first is trusted.
+// Invite makes an invite and returns its token. The token is a secret until it is
+// used up: whoever shows it first is trusted.
 func (s *Store) Invite(o InviteOptions) (string, error) {
 	switch {
 	case len(o.Ports) == 0 || o.Ports.check() != nil:
@@ -69,6 +70,8 @@ func (s *Store) Invite(o InviteOptions) (string, error) {
 		return "", fmt.Errorf("trust: invite: ttl must be from 1 s to %s", MaxInviteTTL)
 	case o.Trust < 0 || len(o.Contact) > maxContact:
 		return "", errors.New("trust: invite: contact too long or negative duration")
+	case o.Uses < 0 || o.Uses > MaxInviteUses || o.Uses > 1 && o.For != nil:
+		return "", fmt.Errorf("trust: invite: it has 1 to %d uses, and one if it is for one key", MaxInviteUses)
 	}
 	d := s.begin()
 	defer d.end()
@@ -86,12 +89,13 @@ func (s *Store) Invite(o InviteOptions) (string, error) {
 	inv := Invite{Contact: o.Contact, Ports: o.Ports, Expires: timeOf(s.expiry(o.TTL)), For: o.For}
 	rand.Read(inv.Secret[:])
 	for hash, old := range s.invites {
-		if passed(old.Expires, now, inviteMemory) {
+		if passed(old.Expires, now, inviteMemory) && len(s.invited(hash)) == 0 {
 			d.invite[hash] = nil
 		}
 	}
 	d.invite[sha256.Sum256(inv.Secret[:])] = &inviteRecord{
 		Ports: o.Ports, Expires: inv.Expires.Unix(), For: o.For, Name: o.Name, TTL: int64(o.Trust / time.Second),
+		Made: now.Unix(), Uses: o.Uses,
 	}
 	return inv.token(), d.commit()
 }
@@ -108,17 +112,18 @@ func (d *draft) useInvite(key crypto.PublicKey, r *relation, in *incoming, secre
 		return ev, fmt.Errorf("trust: request of %s: %w of ours has this secret", key, ErrInvite)
 	case inv.For != nil && *inv.For != key.Fingerprint():
 		return ev, fmt.Errorf("trust: request of %s: %w, %s", key, ErrInviteOther, *inv.For)
-	case inv.UsedBy != nil:
+	case inv.spent(key) != nil:
+		by := *inv.spent(key)
 		ev.Kind = InviteReused
-		ev.Text = fmt.Sprintf("invite of %s used again by %s", *inv.UsedBy, key)
-		ev.Err = fmt.Errorf("trust: request of %s: %w, by %s", key, ErrInviteUsed, *inv.UsedBy)
+		ev.Text = fmt.Sprintf("invite of %s used again by %s", by, key)
+		ev.Err = fmt.Errorf("trust: request of %s: %w, by %s", key, ErrInviteUsed, by)
 		return ev, nil
 	case passed(inv.Expires, now, 0):
 		return ev, fmt.Errorf("trust: request of %s: %w on %s", key, ErrInviteExpired, timeOf(inv.Expires).Format(time.RFC3339))
 	case passed(in.Expires, now, 0):
 		return ev, fmt.Errorf("trust: request of %s: %w", key, ErrExpired)
 	}
-	name, err := s.chooseName(key, r, inv.Name, in.Name)
+	name, err := s.inviteName(key, r, inv, in.Name)
 	if err != nil {
 		return ev, err
 	}
@@ -126,9 +131,8 @@ func (d *draft) useInvite(key crypto.PublicKey, r *relation, in *incoming, secre
 	if err := d.grant(key, r, in, in.Ask.Intersect(inv.Ports), expires, name); err != nil {
 		return ev, err
 	}
-	used := *inv
-	used.UsedBy, used.Used = &key, now.Unix()
-	d.invite[hash] = &used
+	r.Pair.Invite = hash
+	d.invite[hash] = inv.use(key, now)
 	return Event{Kind: InviteUsed, Name: name}, nil
 }
 

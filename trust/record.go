@@ -36,7 +36,8 @@ type pair struct {
 	Theirs  terms       `json:"theirs"`            // what we may reach there
 	Granted int64       `json:"granted"`           // unix seconds
 	Reason  string      `json:"reason,omitempty"`
-	Answer  raw32       `json:"answer"` // the request whose grant is kept for redelivery
+	Answer  raw32       `json:"answer"`          // the request whose grant is kept for redelivery
+	Invite  raw32       `json:"invite,omitzero"` // hash of the invite that granted it, if one did
 }
 
 // terms are one side's word on scope and expiry; the highest serial of a side
@@ -129,8 +130,16 @@ type inviteRecord struct {
 	Name    string              `json:"name,omitempty"`
 	TTL     int64               `json:"ttl,omitempty"` // of the trust it gives, seconds
 	Offer   Scope               `json:"offer,omitempty"`
+	Made    int64               `json:"made,omitempty"`
+	Uses    int                 `json:"uses,omitempty"` // 0: one
 	UsedBy  *crypto.PublicKey   `json:"used_by,omitempty"`
 	Used    int64               `json:"used,omitempty"`
+	By      []inviteUse         `json:"by,omitempty"` // of an invite for several
+}
+
+type inviteUse struct {
+	Key crypto.PublicKey `json:"key"`
+	At  int64            `json:"at"`
 }
 
 // stateRecord is the store's own state, written with every transaction.
