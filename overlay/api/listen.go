@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -152,8 +151,8 @@ func removeStale(path string) error {
 	return nil
 }
 
-// A socketFile is a listener that holds back connections beyond its number of
-// slots and removes its file, if that is still its own, when it is closed.
+// A socketFile is a listener that removes its file, if that is still its own, when
+// it is closed.
 type socketFile struct {
 	*net.UnixListener
 	path string
@@ -204,49 +203,6 @@ func (s *socketFile) Close() error {
 		return err
 	}
 	return nil
-}
-
-// A gate lets only so many connections be open at a time; others wait in the
-// kernel's queue.
-type gate struct {
-	*socketFile
-	slots chan struct{}
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newGate(s *socketFile, n int) *gate {
-	return &gate{socketFile: s, slots: make(chan struct{}, n), done: make(chan struct{})}
-}
-
-func (g *gate) Accept() (net.Conn, error) {
-	select {
-	case g.slots <- struct{}{}:
-	case <-g.done:
-		return nil, net.ErrClosed
-	}
-	c, err := g.AcceptUnix()
-	if err != nil {
-		<-g.slots
-		return nil, err
-	}
-	return &gatedConn{UnixConn: c, release: sync.OnceFunc(func() { <-g.slots })}, nil
-}
-
-func (g *gate) Close() error {
-	g.once.Do(func() { close(g.done) })
-	return g.socketFile.Close()
-}
-
-type gatedConn struct {
-	*net.UnixConn
-	release func()
-}
-
-func (c *gatedConn) Close() error {
-	err := c.UnixConn.Close()
-	c.release()
-	return err
 }
 
 // fileError turns a failed system call into an error with the fitting code. It

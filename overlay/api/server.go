@@ -18,7 +18,7 @@ import (
 const (
 	maxBody     = 64 << 10
 	maxHeader   = 16 << 10
-	maxUse      = 256 // connections; long waits hold one each
+	maxUse      = 256 // connections, see gate; long waits hold one each
 	maxGovern   = 32
 	readTimeout = 10 * time.Second // of headers and of the body
 	callTimeout = 2 * time.Minute  // of calls that name no time of their own
@@ -89,7 +89,8 @@ func (s *Server) server(ctx context.Context, govern bool) *http.Server {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       withCaller,
+		ConnContext:       withConn,
+		ConnState:         rested,
 	}
 }
 
@@ -149,7 +150,10 @@ func (s *Server) handler(govern bool) http.Handler {
 	governed("/v1/down", func(m *http.ServeMux, p string) { m.HandleFunc("POST "+p, s.down) })
 
 	for path, h := range s.mounts {
-		mux.Handle(path, h)
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			working(r.Context())
+			h.ServeHTTP(w, r)
+		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, Failure(overlay.Errorf(overlay.CodeNotFound, "no such call: %s %.100q", r.Method, r.URL.Path).
@@ -196,6 +200,7 @@ func post[In, Out any](mux *http.ServeMux, path string, f func(context.Context, 
 				return nil, err
 			}
 			ctx := r.Context()
+			working(ctx)
 			if path != "/v1/wait" {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, callTimeout)
