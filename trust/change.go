@@ -38,6 +38,7 @@ type draft struct {
 	change
 	s      *Store
 	mailID uint64
+	edit   func(*stateRecord) // a change of the store's own state, or nil
 }
 
 func (s *Store) begin() *draft {
@@ -204,9 +205,14 @@ func (d *draft) commit() error {
 func (d *draft) nextState() stateRecord {
 	state := d.s.state
 	state.Mail = d.mailID
-	state.Head++
+	if len(d.rel)+len(d.invite) > 0 || d.s.owed != nil {
+		state.Head++ // what the caller keeps here, and what was delivered, can be repeated
+	}
 	if floor := max(d.floor, d.s.floor().UnixMilli()); floor > 0 {
 		state.Floor, state.Boot = floor, int64(d.s.cfg.Boot())
+	}
+	if d.edit != nil {
+		d.edit(&state)
 	}
 	return state
 }

@@ -30,9 +30,9 @@ func (s *Store) Approve(key crypto.PublicKey, o ApproveOptions) (Peer, error) {
 	}
 	d := s.begin()
 	defer d.end()
-	known := s.book[key]
-	var err error
+	known, err := s.book[key], s.granting()
 	switch {
+	case err != nil:
 	case known == nil:
 		err = fmt.Errorf("trust: approve: %s: %w", key, ErrNotFound)
 	case known.Blocked:
@@ -212,6 +212,9 @@ func (s *Store) Unblock(key crypto.PublicKey) error {
 	defer d.end()
 	if r := s.book[key]; r == nil || !r.Blocked {
 		return fmt.Errorf("trust: unblock: %s: %w", key, ErrNotFound)
+	}
+	if err := s.granting(); err != nil {
+		return err
 	}
 	r := d.relation(key)
 	r.Blocked = false

@@ -20,8 +20,7 @@
 //	  5   3  zero
 //	  8   8  serial, 1 to 2^62-1
 //	 16   8  expires, Unix seconds; 0 is never
-//	 24   8  head: the issuer's count of durable changes (reserved: whoever sees
-//	         its own signature over a higher head runs on a restored backup)
+//	 24   8  head: the issuer's count of changes with this one (see Restored backups)
 //	 32  32  issuer: Ed25519 public key
 //	 64  32  subject
 //	 96  32  parent: ID of another statement
@@ -142,6 +141,28 @@
 // statement, where that is not our own serial handed back. It advances with the
 // time since boot. So neither a jump of our clock to 2046 nor a lying peer alone
 // can expire what is valid.
+//
+// # Restored backups
+//
+// Whoever puts back an old copy of the state brings back what was revoked since. The
+// store counts every change of a relation or an invite: its head. An agent signs
+// the head (crypto.Head), with a random mark, and leaves it with its home servers and
+// its peers (ShowHead), who keep the one with the highest count and show it back.
+// What an agent sees of itself (SeenHead) must be part of its state's past: its
+// count not above the state's own, and its mark one that the state remembers having
+// made. The last 64 are remembered; older ones are not judged. The mark finds the copy
+// that has gone on and counts as high as the state that was lost.
+//
+// What is not part of the past suspends all trust, durably: peers are Suspended, nothing
+// is asked, granted by rule, used as an invite or sent again; requests wait;
+// revocations, blocks and rejections work. Resume (`pilotctl trust confirm`) takes the state as it is
+// and counts on above what was seen. A store that holds no trust, no request of ours
+// and no open invite has nothing to bring back: it goes on above what was seen, without
+// a word (a key whose store was lost).
+//
+// It is not caught as long as nobody who was told is heard. Two instances of one
+// key that both go on are caught too. Nobody can forge a head, so a server or peer can
+// only keep silent or show an old one.
 //
 // # Store
 //

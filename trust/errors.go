@@ -22,5 +22,7 @@ var (
 	ErrInviteExpired = errors.New("the invite has expired")
 	ErrInviteOther   = errors.New("the invite is for another key")
 	ErrUnexpected    = errors.New("answers no request of ours")
+	ErrSuspended     = errors.New("this agent's state is older than what it told others: a restored backup, or two instances")
+	ErrNotSuspended  = errors.New("no trust is suspended")
 	ErrActive        = errors.New("the peer is trusted; revoke first")
 )

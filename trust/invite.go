@@ -75,6 +75,9 @@ func (s *Store) Invite(o InviteOptions) (string, error) {
 	}
 	d := s.begin()
 	defer d.end()
+	if err := s.granting(); err != nil {
+		return "", err
+	}
 	if o.Name != "" {
 		name, err := s.validName(o.Name)
 		if err != nil {

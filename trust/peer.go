@@ -17,7 +17,7 @@ type PeerState uint8
 const (
 	Active    PeerState = 1
 	Expired   PeerState = 2
-	Suspended PeerState = 3 // reserved for a restored backup; not given yet
+	Suspended PeerState = 3 // the store may be a restored backup; see Store.Suspended
 )
 
 func (s PeerState) String() string {
@@ -141,9 +141,14 @@ func (r *relation) peer(key crypto.PublicKey) Peer {
 	}
 }
 
-func (r *relation) state(now time.Time) PeerState {
-	if r.Pair.over(now) {
+// stateOf says whether the trust of a relation with a pair is in force. The caller
+// holds mu.
+func (s *Store) stateOf(r *relation, now time.Time) PeerState {
+	switch {
+	case r.Pair.over(now):
 		return Expired
+	case s.state.Suspended != nil:
+		return Suspended
 	}
 	return Active
 }
@@ -158,7 +163,7 @@ func (s *Store) Peers() []Peer {
 		list[i] = *p
 		list[i].State = Expired // a peer that was revoked just now is not active
 		if r := s.book[p.Key]; r != nil && r.Pair != nil {
-			list[i].State = r.state(now)
+			list[i].State = s.stateOf(r, now)
 		}
 	}
 	return list
@@ -199,7 +204,7 @@ func (s *Store) Peer(key crypto.PublicKey) (Peer, bool) {
 		return Peer{}, false
 	}
 	p := r.peer(key)
-	p.State = r.state(s.now())
+	p.State = s.stateOf(r, s.now())
 	return p, true
 }
 

@@ -178,7 +178,7 @@ func expiryUnix(st Statement) int64 { return int64(expiryToWire(st.Expires)) }
 // answerAgain posts the stored grant for a request that comes again. Nothing
 // new is made.
 func (d *draft) answerAgain(key crypto.PublicKey, r *relation, id raw32) error {
-	if r.Pair == nil || r.Pair.Answer != id {
+	if r.Pair == nil || r.Pair.Answer != id || d.s.granting() != nil {
 		return nil
 	}
 	var signed []byte
@@ -215,6 +215,9 @@ func (d *draft) answerAgain(key crypto.PublicKey, r *relation, id raw32) error {
 // decide grants a new request at once where the rules allow it; otherwise it waits.
 func (d *draft) decide(key crypto.PublicKey, r *relation, in *incoming, invite []byte) (Event, error) {
 	s := d.s
+	if err := s.granting(); err != nil {
+		return Event{}, err
+	}
 	if len(invite) > 0 {
 		return d.useInvite(key, r, in, invite)
 	}

@@ -149,8 +149,13 @@ type stateRecord struct {
 	Floor  int64            `json:"floor,omitempty"` // unix milliseconds
 	Boot   int64            `json:"boot,omitempty"`  // time since boot when the floor was written, nanoseconds
 	Mail   uint64           `json:"mail"`            // last mail ID given out
-	Head   uint64           `json:"head"`            // durable changes so far
-	Tally  tally            `json:"tally"`
+	Head   uint64           `json:"head"`            // changes of relations and invites so far
+	Shown  []shownHead      `json:"shown,omitempty"` // the latest heads that others may hold, oldest first
+
+	Settled   uint64      `json:"settled,omitempty"` // heads up to this count are not judged
+	Suspended *suspension `json:"suspended,omitempty"`
+
+	Tally tally `json:"tally"`
 }
 
 type cardRecord struct {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -149,7 +150,7 @@ func TestRefusedMail(t *testing.T) {
 	card.Counter = 666
 	st.Card = signCard(t, alice.key, card)
 	wantKind(t, bob.take([]Mail{bob.forge(alice, st)}), Refused)
-	if bob.state != before || len(bob.book) != 0 {
+	if !reflect.DeepEqual(bob.state, before) || len(bob.book) != 0 {
 		t.Error("refused mail changed the state")
 	}
 }

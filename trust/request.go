@@ -46,6 +46,9 @@ func (s *Store) Request(o RequestOptions) (Pending, error) {
 	o.Reason = CleanText(o.Reason, maxReason)
 	d := s.begin()
 	defer d.end()
+	if err := s.granting(); err != nil {
+		return Pending{}, err
+	}
 	r := d.relation(key)
 	if err := d.prepareRequest(r, &o); err != nil {
 		return Pending{}, err

@@ -62,7 +62,7 @@ type Statement struct {
 	Serial          uint64 // 1 to 2^62-1, above every serial between the two keys so far
 	Issuer, Subject crypto.PublicKey
 	Expires         time.Time       // whole seconds; zero: never
-	Head            uint64          // the issuer's count of durable changes; reserved for finding a restored backup
+	Head            uint64          // the issuer's count of changes, with this one; see the package comment
 	Parent          [32]byte        // request: newest pair the issuer holds; grant: the request it answers
 	Random          [32]byte        // one half of the pair secret
 	Tunnel          crypto.DHPublic // the issuer's tunnel static, made for this pair

@@ -336,6 +336,9 @@ func (s *Store) Outbox() []Mail {
 	defer s.mu.RUnlock()
 	list := make([]Mail, 0, len(s.outbox))
 	for id, m := range s.outbox {
+		if s.state.Suspended != nil && m.Class != mailRevoke {
+			continue // it may have been taken back since
+		}
 		card := m.Card
 		if r := s.book[m.To]; r != nil && r.Card != nil && r.Card.Serial > card.Serial {
 			card = r.Card // newer servers; old sealing keys are kept for a while
