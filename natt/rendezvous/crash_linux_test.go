@@ -124,7 +124,7 @@ func TestHostilePowerFailure(t *testing.T) {
 		return
 	}
 	t.Parallel()
-	seeds, records := 200, 1
+	seeds, records := 60, 1
 	if os.Getenv("PILOT_HOSTILE") == "1" {
 		seeds, records = 10_000, 20
 	}

@@ -63,7 +63,7 @@ func Record(t testing.TB, arg int) *Log {
 	defer out.Close()
 	name := strings.ReplaceAll("^"+t.Name()+"$", "/", "$/^")
 	c := exec.Command(os.Args[0], "-test.run="+name, "-test.timeout=2m")
-	c.Env = append(os.Environ(), dirVariable+"="+dir, argVariable+"="+strconv.Itoa(arg), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOCOVERDIR="+t.TempDir())
+	c.Env = append(os.Environ(), dirVariable+"="+dir, argVariable+"="+strconv.Itoa(arg), "GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1", "GOCOVERDIR="+t.TempDir())
 	c.ExtraFiles, c.Stdout, c.Stderr = []*os.File{null}, out, out
 	r := newRecorder(dir)
 	err = r.run(c)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime/debug"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // The buckets of the database.
@@ -36,29 +36,14 @@ type sessionRecord struct {
 	Subs    []packets.Subscription `json:"subs"`
 }
 
-// openStore opens the database. A file that was cut off faults when its pages are
-// read; that is an error here and not the end of the process.
-func openStore(path string) (db *bbolt.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("events: %s is damaged (%v): restore it from a backup, or move it away and start without the stored events", path, v)
-		}
-	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
-	if err != nil {
+func openStore(path string) (*bbolt.DB, error) {
+	file := disk.Database{Buckets: [][]byte{bucketMessages, bucketQueues, bucketSessions, bucketRetained, bucketAccess}, NoFreelistSync: true}
+	db, err := file.Open(path)
+	switch {
+	case errors.Is(err, disk.ErrDamaged):
+		return nil, fmt.Errorf("events: open %s: %w: restore it from a backup, or move it away and start without the stored events", path, err)
+	case err != nil:
 		return nil, fmt.Errorf("events: open %s: %w", path, err)
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketMessages, bucketQueues, bucketSessions, bucketRetained, bucketAccess} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("events: open %s: %w", path, err), db.Close())
 	}
 	return db, nil
 }
@@ -242,7 +227,7 @@ func (b *Broker) fetch(seq uint64) (m *Message, err error) {
 }
 
 func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeDir(dir); err != nil {
 		return fmt.Errorf("events: open: %w", err)
 	}
 	return nil

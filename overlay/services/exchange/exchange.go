@@ -12,12 +12,14 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // Port is the well-known port of the data exchange.
@@ -79,7 +81,7 @@ func New(c Config) (*Exchange, error) {
 	}
 	c.Dir = dir
 	for _, name := range []string{"temp", "share/all", "queue"} {
-		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+		if err := disk.MakeDir(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("exchange: open: %w", err)
 		}
 	}
@@ -167,10 +169,26 @@ func (x *Exchange) temp() (*os.File, string, error) {
 }
 
 // syncDir makes the names in a directory durable.
-func (x *Exchange) syncDir(dir string) {
-	if d, err := x.root.Open(dir); err == nil {
-		d.Sync() // some file systems cannot
-		d.Close()
+func (x *Exchange) syncDir(dir string) error {
+	d, err := x.root.Open(dir)
+	if err != nil {
+		return err
+	}
+	return disk.SyncOpen(d)
+}
+
+// makeDir makes a directory below a durable one, durably.
+func (x *Exchange) makeDir(dir string) error {
+	if _, err := x.root.Stat(dir); err == nil {
+		return nil
+	}
+	if err := x.root.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for at := path.Dir(dir); ; at = path.Dir(at) {
+		if err := x.syncDir(at); err != nil || at == "." {
+			return err
+		}
 	}
 }
 

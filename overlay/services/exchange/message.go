@@ -99,7 +99,9 @@ func (b *box) keepMessage(head messageHead, body []byte) (id string, err error) 
 		b.x.root.Remove(temp)
 		return "", err
 	}
-	b.x.syncDir(b.path("messages"))
+	if err := b.x.syncDir(b.path("messages")); err != nil {
+		return "", err
+	}
 	claim.settle(int64(len(text)), 1)
 	return id, nil
 }

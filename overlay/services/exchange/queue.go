@@ -18,6 +18,7 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // A Queue keeps files for peers in a directory until they are delivered. What Put
@@ -50,7 +51,7 @@ var ErrNoItem = errors.New("exchange: queue: no such item")
 
 // OpenQueue opens a directory that may hold up to limit bytes.
 func OpenQueue(dir string, limit int64) (*Queue, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeDir(dir); err != nil {
 		return nil, fmt.Errorf("exchange: queue: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
@@ -125,6 +126,7 @@ func (q *Queue) Put(to crypto.Fingerprint, name string, body io.Reader) (Item, e
 		err = q.write(it)
 	}
 	if err != nil {
+		q.root.Remove(it.ID + ".json")
 		q.root.Remove(it.ID)
 		return Item{}, err
 	}
@@ -173,13 +175,14 @@ func (q *Queue) write(it Item) error {
 	if err == nil {
 		err = q.root.Rename(temp, it.ID+".json")
 	}
-	if err == nil {
-		if d, err := q.root.Open("."); err == nil {
-			d.Sync()
-			d.Close()
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	d, err := q.root.Open(".")
+	if err != nil {
+		return err
+	}
+	return disk.SyncOpen(d)
 }
 
 // List gives all items, oldest first.

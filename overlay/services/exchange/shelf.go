@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -140,7 +141,9 @@ func (s shelf) put(temp, name, contentType string, sum [sha256.Size]byte, cond c
 	} else {
 		booked(info.Size(), 1)
 	}
-	s.x.syncDir(s.dir)
+	if err := s.x.syncDir(s.dir); err != nil {
+		return Entry{}, err
+	}
 	s.x.digests.set(s.dir+"/"+name, info, m.SHA256)
 	e, _ := s.entry(name)
 	e.SHA256 = m.SHA256
@@ -160,13 +163,12 @@ func (s shelf) remove(name string) error {
 	if s.meta != "" {
 		s.x.root.Remove(s.meta + "/" + name)
 	}
-	s.x.syncDir(s.dir)
-	return nil
+	return s.x.syncDir(s.dir)
 }
 
 // writeFile writes v as JSON, so that after a crash it is there as a whole or not
 // at all.
-func (x *Exchange) writeFile(path string, v any) error {
+func (x *Exchange) writeFile(to string, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -178,12 +180,13 @@ func (x *Exchange) writeFile(path string, v any) error {
 	_, err = f.Write(text)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = x.root.Rename(temp, path)
+		err = x.root.Rename(temp, to)
 	}
 	if err != nil {
 		x.root.Remove(temp)
+		return err
 	}
-	return err
+	return x.syncDir(path.Dir(to))
 }
 
 // digest computes the SHA-256 of an open file, or takes it from what is known.

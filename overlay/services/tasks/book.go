@@ -1,21 +1,16 @@
 package tasks
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/a2aproject/a2a-go/v2/a2a"
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // A Record is a task as it is kept.
@@ -39,8 +34,7 @@ var (
 	bucketHandler = []byte("handler")
 	handlerKey    = []byte("handler")
 
-	errNoTask  = errors.New("tasks: no such task")
-	errDamaged = errors.New("the file is damaged")
+	errNoTask = errors.New("tasks: no such task")
 )
 
 // A book keeps tasks and the handler in one file. Each change is on disk when
@@ -50,46 +44,14 @@ type book struct {
 	keepBytes int // of a peer
 }
 
-func openBook(path string) (b *book, err error) {
-	fail := func(err error) (*book, error) {
-		if errors.Is(err, errDamaged) {
-			return nil, fmt.Errorf("tasks: open %s: %w; move it away to start with no tasks and no handler", path, err)
-		}
-		return nil, fmt.Errorf("tasks: open %s: %w", path, err)
-	}
-	if err := checkSize(path); err != nil {
-		return fail(err)
-	}
-	// bbolt trusts its pages: a page that is not there faults in the memory map, and
-	// a wrong one may panic.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			b, err = fail(fmt.Errorf("%w: %v", errDamaged, p))
-		}
-	}()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+func openBook(path string) (*book, error) {
+	file := disk.Database{Buckets: [][]byte{bucketTasks, bucketHandler}, Check: checkRecords}
+	db, err := file.Open(path)
 	switch {
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return fail(fmt.Errorf("%w: %w", errDamaged, err))
+	case errors.Is(err, disk.ErrDamaged):
+		return nil, fmt.Errorf("tasks: open %s: %w; move it away to start with no tasks and no handler", path, err)
 	case err != nil:
-		return fail(err)
-	}
-	defer func() {
-		if b == nil {
-			db.Close()
-		}
-	}()
-	if err := db.View(checkRecords); err != nil {
-		return fail(fmt.Errorf("%w: %w", errDamaged, err))
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(bucketTasks)
-		_, err2 := tx.CreateBucketIfNotExists(bucketHandler)
-		return errors.Join(err, err2)
-	})
-	if err != nil {
-		return fail(err)
+		return nil, fmt.Errorf("tasks: open %s: %w", path, err)
 	}
 	return &book{db: db, keepBytes: maxKeptBytes}, nil
 }
@@ -109,41 +71,6 @@ func checkRecords(tx *bbolt.Tx) error {
 		})
 	}
 	return tx.ForEach(walk)
-}
-
-// checkSize refuses a file that is shorter than its own header says, because
-// reading beyond its end faults. An absent or empty file is a new book.
-func checkSize(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return err
-	}
-	// Two meta pages, one page apart: page header 16, then magic 4, version 4, page
-	// size 4, flags 4, root 16, free list 8, pages in use 8, transaction 8, sum 8.
-	const highest, metaSize = 56, 80
-	page := int64(os.Getpagesize())
-	need := 4 * page
-	for i := range int64(2) {
-		var meta [metaSize]byte
-		if _, err := f.ReadAt(meta[:], i*page); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if n := binary.NativeEndian.Uint64(meta[highest:]); n < 1<<40 {
-			need = max(need, int64(n)*page)
-		}
-	}
-	if info.Size() < need {
-		return fmt.Errorf("%w: %d bytes of at least %d", errDamaged, info.Size(), need)
-	}
-	return nil
 }
 
 func (b *book) close() error { return b.db.Close() }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // Port is the well-known port of tasks.
@@ -75,7 +75,7 @@ func New(c Config) (*Tasks, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+	if err := disk.MakeDir(c.Dir); err != nil {
 		return nil, fmt.Errorf("tasks: %w", err)
 	}
 	b, err := openBook(filepath.Join(c.Dir, "tasks.db"))
