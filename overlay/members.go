@@ -28,6 +28,7 @@ func (l *loop) refresh(now instant, key crypto.PublicKey) {
 		}
 		return
 	}
+	named := k != nil && book.Name == k.book.Name && slices.Equal(book.Out, k.book.Out)
 	if k == nil {
 		if k = l.admit(now, book); k == nil {
 			return
@@ -44,7 +45,9 @@ func (l *loop) refresh(now instant, key crypto.PublicKey) {
 		k.try.next = now.wall
 	}
 	k.advance(now)
-	l.nudgeNames()
+	if !named { // else its pair state changed only, as after each first handshake
+		l.nudgeNames()
+	}
 }
 
 // admit makes the link of a newly trusted peer.
