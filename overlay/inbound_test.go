@@ -344,22 +344,6 @@ func TestAllocInbound(t *testing.T) {
 	}
 }
 
-// A stranger's datagrams allocate nothing and cost next to nothing.
-func TestAllocStrangers(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector allocates")
-	}
-	b := newRig(2, &sinkDevice{})
-	r := rand.New(rand.NewPCG(1, 1))
-	for i := range 11 {
-		p := probe(r, i)
-		m := []natt.Message{{Buf: p, N: len(p), Addr: stranger}}
-		if n := testing.AllocsPerRun(100, func() { b.in.batch(m) }); n != 0 {
-			t.Errorf("probe of shape %d: %v allocations", i, n)
-		}
-	}
-}
-
 // A tape is a number of frames from one peer that can be opened again and
 // again: each round has a session whose window is new.
 type tape struct {
@@ -426,28 +410,5 @@ func benchInbound(b *testing.B, peers int, p tun.Packet) {
 	}
 	if n := tape.in.drops.counts(); len(n) != 0 {
 		b.Fatal(n)
-	}
-}
-
-// What a stranger's datagram costs, with ten thousand peers: INIT with an
-// unknown tag, DATA for no session, noise.
-func BenchmarkStranger(b *testing.B) {
-	r := newRig(2, &sinkDevice{})
-	r.in.batch(nil)
-	r.tags.advance(1000)
-	for i := range uint64(10_000 * 25) {
-		r.tags.slots[i*0x9e3779b97f4a7c15] = nil
-	}
-	r.tags.filter()
-	rnd := rand.New(rand.NewPCG(1, 1))
-	for name, shape := range map[string]int{"INIT": 1, "RESP": 2, "DATA": 3, "STUN": 6, "WireGuard": 7} {
-		p := probe(rnd, shape)
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for i := range b.N {
-				binary.BigEndian.PutUint64(p[8:], uint64(i)*0xd6e8feb86659fd93)
-				r.in.datagram(p, natt.Path{Remote: stranger})
-			}
-		})
 	}
 }
