@@ -9,7 +9,7 @@ SOAK       ?= 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: release reproducible build test race plain allocs vet lint cross fuzz nat scale bench soak latency demo clean
+.PHONY: release reproducible build test race plain allocs vet lint cross fuzz nat scale bench soak soak-hour latency demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -84,9 +84,13 @@ bench:
 latency:
 	PILOT_LATENCY=1 $(GO) test -count=1 -v -timeout 30m -run '^TestLatency$$' ./cmd/pilotctl/e2e
 
-# Streams over a bad link for SOAK: bytes and memory must be right at the end.
+# Streams over a bad link for SOAK: bytes, memory and descriptors must be right at
+# the end. The same for hours of virtual time is TestHostileSoak.
 soak:
 	$(GO) run ./packaging/bench -soak $(SOAK)
+
+soak-hour:
+	$(GO) run ./packaging/bench -soak 1h
 
 # All that is handed out, in dist/release: programs, deb, rpm, images, bills of
 # materials, checksums. Builds nfpm from its sources the first time.

@@ -23,7 +23,8 @@ var soakPorts = map[string]string{"up": "5301", "down": "5302"}
 const soakGrowth = 1.05
 
 // soak sends a stream each way through Pilot, over a link that loses and
-// reorders, and fails if a byte is wrong or a daemon's memory grows.
+// reorders, and fails if a byte is wrong, or a daemon's memory or the number of its
+// descriptors grows.
 func soak(ctx context.Context, o options) error {
 	w, err := newSoakWorld(ctx, badLink{loss: 0.01, reorder: 0.01, delay: 2 * time.Millisecond})
 	if err != nil {
@@ -38,8 +39,8 @@ func soak(ctx context.Context, o options) error {
 	c.world = w
 	fmt.Fprintln(os.Stderr, c.about)
 	settled := min(time.Minute, o.soak/3)
-	first := make(chan []int, 1)
-	timer := time.AfterFunc(settled, func() { first <- c.anonymous() })
+	first := make(chan []footprint, 1)
+	timer := time.AfterFunc(settled, func() { first <- c.footprints() })
 	defer timer.Stop()
 	streams := make(chan error, 2)
 	for _, way := range []string{"up", "down"} {
@@ -48,11 +49,14 @@ func soak(ctx context.Context, o options) error {
 	if err := errors.Join(<-streams, <-streams); err != nil {
 		return fmt.Errorf("%w\n%s\n%s", err, w.log("alice"), w.log("bob"))
 	}
-	before, after := <-first, c.anonymous()
+	before, after := <-first, c.footprints()
 	for i := range before {
-		fmt.Fprintf(os.Stderr, "daemon %d: RssAnon %d kB after %v, %d kB at the end\n", i+1, before[i], settled, after[i])
-		if float64(after[i]) > soakGrowth*float64(before[i]) {
-			err = errors.Join(err, fmt.Errorf("daemon %d grew from %d to %d kB", i+1, before[i], after[i]))
+		fmt.Fprintf(os.Stderr, "daemon %d: after %v %v, at the end %v\n", i+1, settled, before[i], after[i])
+		if float64(after[i].kb) > soakGrowth*float64(before[i].kb) {
+			err = errors.Join(err, fmt.Errorf("daemon %d grew from %d to %d kB", i+1, before[i].kb, after[i].kb))
+		}
+		if after[i].descriptors > before[i].descriptors {
+			err = errors.Join(err, fmt.Errorf("daemon %d had %d descriptors and has %d", i+1, before[i].descriptors, after[i].descriptors))
 		}
 	}
 	return err
@@ -83,13 +87,22 @@ func newSoakWorld(ctx context.Context, l badLink) (*world, error) {
 	return w, nil
 }
 
-// anonymous is the RssAnon of each daemon, in kB.
-func (c *contestant) anonymous() (kb []int) {
+// A footprint is what a daemon holds.
+type footprint struct{ kb, descriptors, threads int }
+
+func (f footprint) String() string {
+	return fmt.Sprintf("RssAnon %d kB, %d descriptors, %d threads", f.kb, f.descriptors, f.threads)
+}
+
+// footprints are those of the daemons.
+func (c *contestant) footprints() (list []footprint) {
 	for _, pid := range c.pids {
-		b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-		kb = append(kb, statusKB(b, "RssAnon"))
+		dir := filepath.Join("/proc", strconv.Itoa(pid))
+		b, _ := os.ReadFile(filepath.Join(dir, "status"))
+		fds, _ := os.ReadDir(filepath.Join(dir, "fd"))
+		list = append(list, footprint{kb: statusKB(b, "RssAnon"), descriptors: len(fds), threads: statusKB(b, "Threads")})
 	}
-	return kb
+	return list
 }
 
 // stream sends random bytes for a while, from A to B ("up") or back, and
