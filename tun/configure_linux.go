@@ -91,6 +91,50 @@ func configure(name string, addr, route netip.Prefix, mtu int, log *slog.Logger)
 	return nil
 }
 
+// configureLink brings an interface up with addresses, and as the way to everything
+// that its protocols can name.
+func configureLink(name string, mtu int, own []netip.Prefix) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return netlinkError(name, "open a netlink socket", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return netlinkError(name, "find the interface", err)
+	}
+	if err := h.LinkSetMTU(link, mtu); err != nil {
+		return netlinkError(name, fmt.Sprintf("set MTU %d", mtu), err)
+	}
+	// Without it the kernel solicits routers. Older ones refuse.
+	h.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE)
+	for _, p := range own {
+		if p.Addr().Is6() {
+			if err := enableIPv6(name); err != nil {
+				return err
+			}
+		}
+		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(link, a); err != nil {
+			return addressError(name, p, err)
+		}
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return netlinkError(name, "bring the interface up", err)
+	}
+	for _, p := range own {
+		all := &net.IPNet{IP: make(net.IP, p.Addr().BitLen()/8), Mask: net.CIDRMask(0, p.Addr().BitLen())}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: all, Src: p.Addr().AsSlice(), Protocol: unix.RTPROT_STATIC, Scope: netlink.SCOPE_UNIVERSE}
+		if err := h.RouteAdd(route); err != nil {
+			return netlinkError(name, "default route", err)
+		}
+	}
+	return nil
+}
+
 // enableIPv6 writes 0 to the interface's disable_ipv6 unless it is 0 already:
 // containers often start every interface with 1.
 func enableIPv6(name string) error {

@@ -70,6 +70,11 @@ func openQueue(c Config) (*kernelDevice, error) {
 	if err != nil {
 		return nil, err
 	}
+	return fromDescriptor(fd, name, o.VNetHdr, c)
+}
+
+// fromDescriptor makes the device of an open descriptor, which it takes over.
+func fromDescriptor(fd int, name string, vnet bool, c Config) (*kernelDevice, error) {
 	dev, _, err := wgtun.CreateUnmonitoredTUNFromFD(fd)
 	if err != nil {
 		// The descriptor's new owner closes it when collected.
@@ -82,7 +87,7 @@ func openQueue(c Config) (*kernelDevice, error) {
 		d.file.Close()
 		return nil, fmt.Errorf("tun: %s: %w", name, err)
 	}
-	if o.VNetHdr {
+	if vnet {
 		// wireguard/tun has asked for its own set of offloads.
 		err := d.raw.Control(func(fd uintptr) { d.offload = setOffload(int(fd), c.Without) })
 		if err != nil {
