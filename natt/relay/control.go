@@ -260,7 +260,8 @@ func (c *Control) Put(ctx context.Context, to crypto.Fingerprint, body []byte) e
 	return err
 }
 
-// Mail returns all mail that waits for us, oldest first. It stays until Ack.
+// Mail returns the mail that waits for us, oldest first, and at most some hundreds
+// of items at a time. It stays until Ack.
 func (c *Control) Mail(ctx context.Context) ([]Item, error) {
 	var items []Item
 	r := Request{Op: OpList}
@@ -276,11 +277,15 @@ func (c *Control) Mail(ctx context.Context) ([]Item, error) {
 			r.After = it.ID
 			items = append(items, it)
 		}
-		if !a.More || len(a.Items) == 0 {
+		if !a.More || len(a.Items) == 0 || len(items) >= mostMail {
 			return items, nil
 		}
 	}
 }
+
+// mostMail is how many items are taken at a time. A server may keep more; one
+// that never comes to an end is no reason to run out of memory.
+const mostMail = 256
 
 // Ack deletes mail that we have stored.
 func (c *Control) Ack(ctx context.Context, ids ...uint64) error {
