@@ -34,6 +34,12 @@ type Config struct {
 	Device     tun.Device
 	OpenDevice func(tun.Config) (tun.Device, error) // nil: tun.Open
 	DeviceName string                               // default "pilot0"
+	// Userspace says when there is no device of the kernel.
+	Userspace Userspace
+	// Proxy is where programs that do not see the overlay reach it, by SOCKS 5 or
+	// as an HTTP proxy: ADDRESS:PORT of the loopback; ProxyAuto, in userspace mode;
+	// or empty, for nowhere.
+	Proxy string
 	// DNS says how names become known to the programs of this host: resolv.Auto,
 	// resolv.Resolvconf, resolv.HostFile (the default where HostsFile is given) or resolv.Off.
 	// Packets to the resolver's address are answered in any case.

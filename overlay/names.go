@@ -41,7 +41,9 @@ func (n *Node) newNaming() naming {
 }
 
 func (n *Node) namesOff() bool {
-	return n.cfg.DNS == resolv.Off || n.cfg.DNS == "" && n.cfg.HostsFile == ""
+	// In userspace mode the programs that would ask cannot reach what they would
+	// be told; the proxy knows the names.
+	return n.cfg.DNS == resolv.Off || n.cfg.DNS == "" && n.cfg.HostsFile == "" || n.stack() != nil
 }
 
 // probeAddress is what browsers have to find a route to, if they are to find

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -41,6 +42,8 @@ type Node struct {
 	serving *serving
 	started time.Time
 	running atomic.Bool
+	lacks   error        // why there is no device of the kernel, where one was tried
+	proxy   net.Listener // nil: none
 }
 
 // New opens the agent's state, its device and its socket, in this order, and
@@ -54,9 +57,6 @@ func New(cfg Config) (*Node, error) {
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = hostClock{}
-	}
-	if cfg.OpenDevice == nil {
-		cfg.OpenDevice = tun.Open
 	}
 	if cfg.DeviceName == "" {
 		cfg.DeviceName = "pilot0"
@@ -92,12 +92,7 @@ func (n *Node) open() error {
 		return err
 	}
 	if cfg.Device == nil {
-		own := cfg.Identity.Addr().ULA()
-		cfg.Device, err = cfg.OpenDevice(tun.Config{
-			Name: cfg.DeviceName, Address: hostPrefix(own), Route: ipam.Prefix(), MTU: DefaultMTU, Logger: cfg.Logger,
-			IPv6Probe: n.probeAddress(),
-		})
-		if err != nil {
+		if cfg.Device, err = n.openDevice(); err != nil {
 			return err
 		}
 	}
@@ -106,6 +101,9 @@ func (n *Node) open() error {
 		return err
 	}
 	n.build(sec, conn)
+	if err := n.openProxy(); err != nil {
+		return err
+	}
 	n.loop.answered, err = openAnswerLog(cfg.StateDir)
 	return err
 }
@@ -200,6 +198,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.publishNames(ctx); return nil })
 	g.Go(func() error { n.serving.group.Run(ctx); return nil })
 	g.Go(func() error { return n.mapPort(ctx) })
+	g.Go(func() error { return n.runProxy(ctx) })
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
 		g.Go(func() error { return n.watchNetwork(ctx, changes) })
 	}
@@ -282,6 +281,9 @@ func (n *Node) watchNetwork(ctx context.Context, changes <-chan struct{}) error 
 func (n *Node) closeAll() {
 	if n.plane != nil {
 		n.plane.conn.Close()
+	}
+	if n.proxy != nil {
+		n.proxy.Close()
 	}
 	if n.cfg.Device != nil {
 		n.cfg.Device.Close()

@@ -222,6 +222,10 @@ func TestPathVariants(t *testing.T) {
 			}
 		})
 	}
+	t.Run("userspace", func(t *testing.T) {
+		t.Parallel()
+		testPathUserspace(t, v4, int64(rounds)<<16)
+	})
 }
 
 // What is read together is merged as the device allows: the flows of a batch do

@@ -53,7 +53,7 @@ type ServiceStatus struct {
 type serving struct {
 	group     *services.Group
 	publisher *publish.Publisher
-	network   services.Network
+	env       services.Env
 }
 
 // serveMeta is where the trust store keeps the publications. They lie there, and
@@ -62,10 +62,7 @@ type serving struct {
 const serveMeta = "serve"
 
 func (n *Node) newServing() *serving {
-	s := &serving{network: n.cfg.Network}
-	if s.network == nil {
-		s.network = services.Kernel{Addr: n.plane.own, Device: n.plane.device.Name()}
-	}
+	s := &serving{env: services.Env{Network: n.network(), Whois: n.caller, Peer: n.trusted, Dial: n.dialPeer, StateDir: n.cfg.StateDir, Logger: n.log}}
 	var rules []publish.Rule
 	if b, ok := n.store.GetMeta(serveMeta); ok {
 		if err := json.Unmarshal(b, &rules); err != nil {
@@ -73,8 +70,7 @@ func (n *Node) newServing() *serving {
 		}
 	}
 	s.publisher = publish.New(publish.Config{Own: n.cfg.Identity.Addr(), Rules: rules, Save: n.saveServed})
-	env := services.Env{Network: s.network, Whois: n.caller, Peer: n.trusted, StateDir: n.cfg.StateDir, Logger: n.log}
-	s.group = services.NewGroup(env, append(slices.Clone(n.cfg.Services), s.publisher)...)
+	s.group = services.NewGroup(s.env, append(slices.Clone(n.cfg.Services), s.publisher)...)
 	return s
 }
 

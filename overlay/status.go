@@ -54,6 +54,11 @@ type DeviceStatus struct {
 	// "hosts" or "off", and "starting" until it has been told. DNSNotes say why not in a better way, or what is wrong.
 	DNS      string   `json:"dns"`
 	DNSNotes []string `json:"dns_notes,omitempty"`
+	// Userspace: the agent has a TCP/IP stack of its own; Why says what kept it from
+	// having a device of the kernel, where it tried.
+	Userspace bool   `json:"userspace,omitempty"`
+	Why       string `json:"userspace_why,omitempty"`
+	Proxy     string `json:"proxy,omitempty"` // where the proxy listens, ADDRESS:PORT
 }
 
 // SocketStatus describes the UDP socket.

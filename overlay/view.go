@@ -54,12 +54,9 @@ func (n *Node) contact() string {
 func (n *Node) Status() Status {
 	s := Status{
 		ID: n.ID(), Version: n.cfg.Version, Started: n.started, Requests: n.Pending(), Drops: n.plane.drops.counts(),
-		Device: DeviceStatus{Name: n.plane.device.Name(), MTU: n.plane.device.MTU(), Offload: deviceOffload(n.plane.device.Offload())},
+		Device: n.deviceStatus(),
 		Socket: SocketStatus{Port: n.plane.conn.LocalAddr().Port(), Offload: socketOffload(n.plane.conn.Offload())},
 	}
-
-	names := n.naming.status()
-	s.Device.DNS, s.Device.DNSNotes = string(names.Mode), names.Notes
 	ctx, cancel := context.WithTimeout(context.Background(), viewTimeout)
 	defer cancel()
 	s.State = "starting"

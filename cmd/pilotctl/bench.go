@@ -225,10 +225,7 @@ func (b *benchmark) latency(ctx context.Context, more func(sent int) bool) (l be
 
 // connect opens the connections to the echo service.
 func (b *benchmark) connect(ctx context.Context) ([]net.Conn, error) {
-	dial := b.dial
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
+	dial := b.toPeers(b.client)
 	ctx, cancel := context.WithTimeout(ctx, benchTimeout)
 	defer cancel()
 	var conns []net.Conn

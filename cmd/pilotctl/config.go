@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,8 @@ import (
 type settings struct {
 	name    string
 	servers []crypto.Server
-	tun     string // device name, or "auto"
+	tun     string // device name, "auto" or "userspace"
+	proxy   string // ADDRESS:PORT, "auto" or "off"
 	dns     string // "auto", "hosts" or "off"
 	search  bool   // bare names too
 	port    uint16 // 0: the stored one
@@ -41,6 +43,7 @@ type rawSettings struct {
 	Name    string   `toml:"name"`
 	Servers []string `toml:"servers"`
 	TUN     string   `toml:"tun"`
+	Proxy   string   `toml:"proxy"`
 	DNS     string   `toml:"dns"`
 	Search  bool     `toml:"dns_search"`
 	Port    int      `toml:"port"`
@@ -49,6 +52,14 @@ type rawSettings struct {
 	STUN     []string `toml:"stun"`
 	CAFile   string   `toml:"ca_file"`
 }
+
+// Words of the settings tun and proxy.
+const (
+	autoDevice      = "auto"
+	userspaceDevice = "userspace"
+	autoProxy       = overlay.ProxyAuto
+	noProxy         = "off"
+)
 
 // nodeFlags are the flags that name and place a node; runFlags those that only a
 // running daemon needs.
@@ -61,7 +72,8 @@ func nodeFlags() []cli.Flag {
 
 func runFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one (PILOT_TUN)"},
+		&cli.StringFlag{Name: "tun", Usage: "name of the network device; auto: the first free one, or userspace where none is to be had; userspace: none, peers are reached through the proxy (PILOT_TUN)"},
+		&cli.StringFlag{Name: "proxy", Usage: "where programs without the device reach peers, by SOCKS 5 or HTTP: ADDRESS:PORT of the loopback, auto, off (PILOT_PROXY)"},
 		&cli.StringFlag{Name: "dns", Usage: "how programs find peers by name: auto, by what this system has; resolvconf, by that or openresolv; hosts, by the hosts file; off (PILOT_DNS)"},
 		&cli.BoolFlag{Name: "dns-search", Usage: "make bare names work too (PILOT_DNS_SEARCH=1)"},
 		&cli.StringFlag{Name: "services", Usage: "what to offer at well-known ports: all, none, or NAME,NAME (PILOT_SERVICES)"},
@@ -79,6 +91,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 		Name:    either(c.String("name"), p.getenv("PILOT_NAME")),
 		Servers: c.StringSlice("server"),
 		TUN:     either(c.String("tun"), p.getenv("PILOT_TUN")),
+		Proxy:   either(c.String("proxy"), p.getenv("PILOT_PROXY")),
 		DNS:     either(c.String("dns"), p.getenv("PILOT_DNS")),
 		Search:  c.Bool("dns-search") || p.getenv("PILOT_DNS_SEARCH") == "1",
 		Port:    c.Int("port"),
@@ -107,7 +120,7 @@ func (p *program) given(c *cli.Context) (rawSettings, error) {
 // over returns r with the fields that r leaves open taken from below.
 func (r rawSettings) over(below rawSettings) rawSettings {
 	r.Name, r.TUN, r.DNS = either(r.Name, below.Name), either(r.TUN, below.TUN), either(r.DNS, below.DNS)
-	r.CAFile = either(r.CAFile, below.CAFile)
+	r.CAFile, r.Proxy = either(r.CAFile, below.CAFile), either(r.Proxy, below.Proxy)
 	r.Services = either(r.Services, below.Services)
 	r.Search = r.Search || below.Search
 	if len(r.Servers) == 0 {
@@ -124,7 +137,7 @@ func (r rawSettings) over(below rawSettings) rawSettings {
 
 // check turns what was written into settings, or says what is wrong with it.
 func (r rawSettings) check() (settings, error) {
-	s := settings{name: r.Name, tun: either(r.TUN, "auto"), dns: either(r.DNS, "auto"), search: r.Search, caFile: r.CAFile}
+	s := settings{name: r.Name, tun: either(r.TUN, autoDevice), proxy: either(r.Proxy, autoProxy), dns: either(r.DNS, "auto"), search: r.Search, caFile: r.CAFile}
 	if r.Name != "" {
 		if err := ipam.ValidName(r.Name); err != nil {
 			return s, badInput(err, "a name is like alice or build-7")
@@ -157,8 +170,11 @@ func (r rawSettings) check() (settings, error) {
 	if !slices.Contains([]resolv.Mode{resolv.Auto, resolv.Resolvconf, resolv.HostFile, resolv.Off}, resolv.Mode(s.dns)) {
 		return s, usagef("--dns %.40q: want auto, resolvconf, hosts or off", s.dns)
 	}
-	if s.tun == "userspace" {
-		return s, usagef("--tun userspace comes with a later release").WithHint("leave --tun out, and run as root")
+	if s.proxy != autoProxy && s.proxy != noProxy {
+		if at, err := netip.ParseAddrPort(s.proxy); err != nil || !at.Addr().IsLoopback() {
+			return s, usagef("--proxy %.60q: want ADDRESS:PORT of the loopback, auto or off", s.proxy).
+				WithHint("for example --proxy 127.0.0.1:1080; whoever reaches the proxy is this agent, so it is for this machine only")
+		}
 	}
 	if r.Port < 0 || r.Port > 65535 {
 		return s, usagef("--port %d: want 0 to 65535", r.Port)
@@ -197,7 +213,7 @@ func readConfig(path string) (rawSettings, error) {
 	defer f.Close()
 	r, err := parseConfig(f)
 	if err != nil {
-		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, dns, dns_search, services, stun, port and ca_file")
+		return r, usagef("%s: %v", path, err).WithHint("the keys are name, servers, tun, proxy, dns, dns_search, services, stun, port and ca_file")
 	}
 	return r, nil
 }

@@ -30,7 +30,8 @@ func sources() []source {
 	return []source{
 		{"name", "name", "PILOT_NAME", func(r rawSettings) string { return r.Name }, hostName()},
 		{"servers", "server", "PILOT_SERVER", func(r rawSettings) string { return strings.Join(r.Servers, " ") }, "none"},
-		{"tun", "tun", "PILOT_TUN", func(r rawSettings) string { return r.TUN }, "auto"},
+		{"tun", "tun", "PILOT_TUN", func(r rawSettings) string { return r.TUN }, autoDevice},
+		{"proxy", "proxy", "PILOT_PROXY", func(r rawSettings) string { return r.Proxy }, autoProxy},
 		{"dns", "dns", "PILOT_DNS", func(r rawSettings) string { return r.DNS }, "auto"},
 		{"dns_search", "dns-search", "PILOT_DNS_SEARCH", searchText, "false"},
 		{"services", "services", "PILOT_SERVICES", func(r rawSettings) string { return r.Services }, allServices},

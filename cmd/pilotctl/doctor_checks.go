@@ -125,8 +125,21 @@ func (e *examination) clock() []finding {
 func (e *examination) device() []finding {
 	const check = "device"
 	m, s := e.machine, e.status
+	if s.Device.Userspace {
+		says := "userspace mode: programs reach peers through the proxy"
+		if s.Device.Why != "" {
+			says += "; " + s.Device.Why
+		}
+		if s.Device.Proxy == "" {
+			return one(check, doubt, "userspace mode without a proxy: programs here cannot reach peers", "pilotctl down; pilotctl up --proxy auto")
+		}
+		return one(check, fine, says, `eval "$(pilotctl proxy env)" tells a shell's programs`)
+	}
 	if e.down != nil {
+		spare := e.set.tun == autoDevice || e.set.tun == userspaceDevice
 		switch {
+		case spare && (m.tun != nil || !m.netAdmin):
+			return one(check, fine, "no network device for this user: the agent will run in userspace mode", "for a device: run it as root, with /dev/net/tun")
 		case errors.Is(m.tun, fs.ErrNotExist):
 			return one(check, broken, "there is no /dev/net/tun", "modprobe tun; for a container --device /dev/net/tun --cap-add NET_ADMIN")
 		case errors.Is(m.tun, fs.ErrPermission), m.tun == nil && !m.netAdmin:
@@ -156,6 +169,9 @@ func (e *examination) device() []finding {
 func (e *examination) ipv6() []finding {
 	const check = "ipv6"
 	f, s := e.machine.ipv6, e.status
+	if s.Device.Userspace {
+		return one(check, fine, "not needed in userspace mode", "")
+	}
 	enable := "sysctl -w net.ipv6.conf.all.disable_ipv6=0; for a container --sysctl net.ipv6.conf.all.disable_ipv6=0"
 	switch {
 	case len(f.rivals) > 0 && e.denied():
@@ -198,6 +214,9 @@ func (e *examination) ipv6() []finding {
 func (e *examination) firewall() []finding {
 	const check = "firewall"
 	f := e.machine.firewall
+	if e.status.Device.Userspace {
+		return one(check, fine, "sees nothing of the overlay in userspace mode", "")
+	}
 	device := either(e.status.Device.Name, "pilot0")
 	var list []finding
 	for _, h := range f.hooks {
@@ -287,6 +306,8 @@ func (e *examination) naming() []finding {
 	switch {
 	case e.down != nil:
 		return one(check, unknown, "the daemon does not say", "")
+	case s.Device.Userspace:
+		return one(check, fine, "the proxy knows the names of peers, and other programs do not", "")
 	case s.Device.DNS == string(resolv.Off):
 		return one(check, fine, "off, as configured: programs do not know the names", "")
 	case e.names.resolver != nil:

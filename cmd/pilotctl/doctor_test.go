@@ -116,6 +116,10 @@ func TestDoctorFindsEach(t *testing.T) {
 		"names not known": {func(e *examination) { e.names.system = errors.New("no such name") }, "names", broken, "no such name", "dns status"},
 		"nsswitch": {func(e *examination) { e.names.system, e.machine.hosts = errors.New("no such name"), []string{"dns"} },
 			"names", broken, "no such name", `add "files"`},
+		"no proxy": {func(e *examination) {
+			e.status.Device = overlay.DeviceStatus{Name: "userspace", Userspace: true, DNS: "off"}
+		},
+			"device", doubt, "without a proxy", "--proxy auto"},
 		"service": {func(e *examination) { e.status.Services[0].Error = "port taken" }, "services", doubt, "port taken", "--services"},
 	} {
 		e := examination{now: apitest.Start(), at: places{state: "/s"}, status: apitest.New().Me, machine: soundMachine()}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -123,11 +122,7 @@ func (d *fileDesk) exchange(peer overlay.Peer) (*exchange.Client, error) {
 	if err != nil {
 		return nil, overlay.Errorf(overlay.CodeInternal, "the daemon gave no address for %s", peer.Name)
 	}
-	dial := d.dial
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
-	}
-	return exchange.NewClient("http://"+netip.AddrPortFrom(ula, exchange.Port).String(), dial), nil
+	return exchange.NewClient("http://"+netip.AddrPortFrom(ula, exchange.Port).String(), d.toPeers(d.client)), nil
 }
 
 // fileError is an error of an exchange in the terms of this program.

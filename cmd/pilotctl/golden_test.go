@@ -162,6 +162,11 @@ func TestGolden(t *testing.T) {
 		{"dns_query_address", nil, []string{"dns", "query", "fd50:494c:4f54::200"}},
 		{"dns_query_unknown", nil, []string{"dns", "query", "dave.pilot.internal"}},
 		{"dns_query_not_system", nil, []string{"dns", "query", "carol"}},
+		{"status_userspace", userspaceAgent, []string{"status"}},
+		{"doctor_userspace", userspaceAgent, []string{"doctor"}},
+		{"proxy_env", userspaceAgent, []string{"proxy", "env"}},
+		{"proxy_env_off", func(a *apitest.Agent) { userspaceAgent(a); a.Me.Device.Proxy = "" }, []string{"proxy", "env"}},
+		{"proxy_env_device", nil, []string{"proxy", "env"}},
 		{"dns_query_off", func(a *apitest.Agent) { a.Me.Device.DNS = "off" }, []string{"dns", "query", "carol"}},
 		{"whois", nil, []string{"whois", "[fd50:494c:4f54::200]:80"}},
 		{"whois_stranger", nil, []string{"whois", "fd50:494c:4f54::1"}},
@@ -337,5 +342,13 @@ func TestTexts(t *testing.T) {
 		if got := span(d); got != want {
 			t.Errorf("%v: %s, want %s", d, got, want)
 		}
+	}
+}
+
+// userspaceAgent is an agent on a machine that offers it no device.
+func userspaceAgent(a *apitest.Agent) {
+	a.Me.Device = overlay.DeviceStatus{
+		Name: "userspace", MTU: 1408, Offload: "vnet+tso", DNS: "off", Userspace: true,
+		Why: "tun: open /dev/net/tun: not permitted (permission denied)", Proxy: "127.0.0.1:1080",
 	}
 }

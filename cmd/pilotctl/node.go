@@ -38,6 +38,7 @@ func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logge
 		Identity:   id,
 		Servers:    set.servers,
 		DeviceName: set.tun,
+		Proxy:      set.proxy,
 		Port:       set.port,
 		DNS:        resolv.Mode(set.dns),
 		DNSSearch:  set.search,
@@ -48,8 +49,14 @@ func nodeConfig(c *cli.Context, at places, set settings, id ipam.Identity, logge
 		Version:    release,
 		Logger:     logger,
 	}
-	if set.tun == "auto" {
-		config.DeviceName = freeDevice()
+	switch set.tun {
+	case autoDevice:
+		config.DeviceName, config.Userspace = freeDevice(), overlay.UserspaceFallback
+	case userspaceDevice:
+		config.DeviceName, config.Userspace = "", overlay.UserspaceAlways
+	}
+	if set.proxy == noProxy {
+		config.Proxy = ""
 	}
 	return config
 }

@@ -170,11 +170,11 @@ func (p *program) eventPlace(c *cli.Context, name string) (*eventPlace, error) {
 	if err != nil {
 		return nil, err
 	}
+	at, err := p.places(c)
+	if err != nil {
+		return nil, err
+	}
 	if name == "" {
-		at, err := p.places(c)
-		if err != nil {
-			return nil, err
-		}
 		return &eventPlace{program: p, socket: at.socket}, d.ready(c.Context)
 	}
 	peer, err := d.peer(c.Context, name)
@@ -190,7 +190,7 @@ func (p *program) eventPlace(c *cli.Context, name string) (*eventPlace, error) {
 	if err != nil {
 		return nil, overlay.Errorf(overlay.CodeInternal, "the daemon gave no address for %s", peer.Name)
 	}
-	return &eventPlace{program: p, name: peer.Name, at: netip.AddrPortFrom(addr, events.Port).String()}, nil
+	return &eventPlace{program: p, name: peer.Name, socket: at.socket, at: netip.AddrPortFrom(addr, events.Port).String()}, nil
 }
 
 const dialTime = 10 * time.Second
@@ -211,13 +211,10 @@ func (e *eventPlace) connect(ctx context.Context, config events.ClientConfig) (*
 }
 
 func (e *eventPlace) open(ctx context.Context) (net.Conn, error) {
-	switch {
-	case e.name == "":
+	if e.name == "" {
 		return events.Dial(ctx, e.socket)
-	case e.dial != nil:
-		return e.dial(ctx, "tcp", e.at)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", e.at)
+	return e.toPeers(api.NewClient(e.socket))(ctx, "tcp", e.at)
 }
 
 // failed is what happened with a broker, in the terms of this program. What can

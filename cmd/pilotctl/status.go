@@ -179,14 +179,10 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	if len(s.Servers) == 0 {
 		facts(w, "server", "none: others cannot find this agent; pilotctl up --server HOST#KEY")
 	}
-	device := s.Device.Name
-	if device != "" {
-		device += ", MTU " + strconv.Itoa(s.Device.MTU)
-	}
 	if s.Lifetime.State == "known" {
 		facts(w, "nat keeps", lifetimeText(s.Lifetime))
 	}
-	facts(w, "device", device, "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)), "offloads", offloadText(s),
+	facts(w, "device", deviceText(s.Device), "proxy", proxyText(s.Device), "names", s.Device.DNS, "udp port", strconv.Itoa(int(s.Socket.Port)), "offloads", offloadText(s),
 		"services", servicesText(s.Services), "up for", span(p.now().Sub(s.Started)))
 	for _, warning := range s.Warnings {
 		facts(w, "warning", warning)
@@ -197,6 +193,25 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 		fmt.Fprintln(w)
 		dropTable(w, s.Drops)
 	}
+}
+
+// deviceText describes the device, and says why it is not one of the kernel's.
+func deviceText(d overlay.DeviceStatus) string {
+	switch {
+	case d.Name == "":
+		return ""
+	case d.Why != "":
+		return fmt.Sprintf("%s (%s), MTU %d", d.Name, d.Why, d.MTU)
+	}
+	return fmt.Sprintf("%s, MTU %d", d.Name, d.MTU)
+}
+
+// proxyText says where programs reach peers in userspace mode.
+func proxyText(d overlay.DeviceStatus) string {
+	if d.Userspace && d.Proxy == "" {
+		return "off: programs of this machine cannot reach peers; pilotctl down, then up --proxy auto"
+	}
+	return d.Proxy
 }
 
 // offloadText says what the kernel does for the packet path: without these

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/urfave/cli/v2"
@@ -71,11 +69,7 @@ func (d *taskDesk) at(ctx context.Context, name string, port uint) (*tasks.Clien
 	if err != nil {
 		return nil, peer, overlay.Errorf(overlay.CodeInternal, "the daemon gave no address for %s", peer.Name)
 	}
-	dial := d.dial
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
-	}
-	client, err := tasks.Dial(ctx, "http://"+netip.AddrPortFrom(ula, uint16(port)).String(), dial)
+	client, err := tasks.Dial(ctx, "http://"+netip.AddrPortFrom(ula, uint16(port)).String(), d.toPeers(d.client))
 	return client, peer, taskError(err, peer.Name)
 }
 

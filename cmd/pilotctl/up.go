@@ -25,7 +25,11 @@ func (p *program) upCommand() *cli.Command {
 		Usage: "start the agent in the background; make it first if there is none",
 		Description: `Returns when a home server knows the agent, or, where none is configured, when
 the daemon answers. If that did not happen within --wait the daemon stays up and
-goes on trying; the exit status is 6.`,
+goes on trying; the exit status is 6.
+
+Without the right to make a network device, or without a driver for it, the agent
+runs in userspace mode, and says so: peers reach what it serves as before, and
+programs here reach peers through its proxy ("pilotctl proxy env").`,
 		Flags: upFlags(),
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
@@ -52,6 +56,7 @@ type upResult struct {
 	overlay.ID
 	State   string                 `json:"state"`
 	Servers []overlay.ServerStatus `json:"servers"`
+	Device  overlay.DeviceStatus   `json:"device"`
 	Already bool                   `json:"already_up"`
 	Log     string                 `json:"log"`
 }
@@ -65,6 +70,12 @@ func (r upResult) text(w io.Writer) {
 	facts(w, "address", r.Address, "ula", r.ULA, "fingerprint", r.Fingerprint, "contact", r.Contact)
 	for _, s := range r.Servers {
 		facts(w, "server", serverText(s))
+	}
+	if r.Device.Userspace {
+		facts(w, "device", deviceText(r.Device), "proxy", proxyText(r.Device))
+		if r.Device.Proxy != "" {
+			fmt.Fprintln(w, `programs reach peers through the proxy: eval "$(pilotctl proxy env)", or curl -x socks5h://`+r.Device.Proxy)
+		}
 	}
 	if len(r.Servers) == 0 {
 		fmt.Fprintln(w, "no home server: others cannot find this agent; pilotctl down, then up --server HOST#KEY")
@@ -188,7 +199,7 @@ func (w *startup) await(ctx context.Context) (upResult, error) {
 	for {
 		s, err := w.client.Status(ctx)
 		if err == nil && (ready(s) || len(s.Servers) == 0) && known.names(s) {
-			return upResult{ID: s.ID, State: s.State, Servers: s.Servers, Already: w.already, Log: w.log()}, nil
+			return upResult{ID: s.ID, State: s.State, Servers: s.Servers, Device: s.Device, Already: w.already, Log: w.log()}, nil
 		}
 		if err == nil && !told {
 			w.tell("the daemon is up; waiting for a server ...")
@@ -235,7 +246,7 @@ func daemonArguments(c *cli.Context, at places) []string {
 	for _, server := range c.StringSlice("stun") {
 		args = append(args, "--stun", server)
 	}
-	for _, name := range []string{"name", "tun", "dns", "services", "hosts-file"} {
+	for _, name := range []string{"name", "tun", "proxy", "dns", "services", "hosts-file"} {
 		if c.IsSet(name) {
 			args = append(args, "--"+name, c.String(name))
 		}

@@ -33,6 +33,8 @@ type Env struct {
 	Whois func(netip.Addr) (Peer, bool)
 	// Peer says which trusted agent has a fingerprint now.
 	Peer func(crypto.Fingerprint) (Peer, bool)
+	// Dial connects to a port of a peer; nil: over the kernel's network.
+	Dial func(ctx context.Context, to Peer, port uint16) (net.Conn, error)
 	// StateDir is where a service keeps what it must not lose, in a directory
 	// of its own name. The node holds the lock on it.
 	StateDir string

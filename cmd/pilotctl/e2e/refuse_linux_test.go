@@ -92,7 +92,7 @@ func TestWrongInput(t *testing.T) {
 	alice.pilot(t, "down")
 	t.Run("no root", func(t *testing.T) { testNoRoot(t, alice) })
 	t.Run("no TUN", func(t *testing.T) {
-		o := finish(t, alice.prepared(t.Context(), "mount -t tmpfs none /dev/net || exit 125;", "pilotctl", "up"))
+		o := finish(t, alice.prepared(t.Context(), "mount -t tmpfs none /dev/net || exit 125;", "pilotctl", "up", "--tun", "pilot0"))
 		wantRefusal(t, o, 8, "/dev/net/tun", "hint: ", "modprobe tun", "--device /dev/net/tun")
 	})
 	t.Run("IPv6 off", func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestWrongInput(t *testing.T) {
 		}
 		alice.pilot(t, "down")
 		// Where /proc/sys may only be read, as in a container, it cannot.
-		o := finish(t, alice.prepared(t.Context(), "mount --bind -o ro /proc/sys /proc/sys || exit 125;", "pilotctl", "up"))
+		o := finish(t, alice.prepared(t.Context(), "mount --bind -o ro /proc/sys /proc/sys || exit 125;", "pilotctl", "up", "--tun", "pilot0"))
 		wantRefusal(t, o, 8, "IPv6", "hint: ", "net.ipv6.conf.all.disable_ipv6=0")
 	})
 }
@@ -154,7 +154,7 @@ func rootPage(file []byte) uint64 {
 	return meta(0, 16)
 }
 
-// testNoRoot: nobody can make an agent, but not start it.
+// testNoRoot: nobody can make an agent, but not start it with a device.
 func testNoRoot(t *testing.T, a *agent) {
 	dir := filepath.Join(a.lab.dir, "nobody")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -169,5 +169,5 @@ func testNoRoot(t *testing.T, a *agent) {
 	if o := n.run(t, append(as, "init")...); o.status != 0 {
 		t.Fatal(o)
 	}
-	wantRefusal(t, n.run(t, append(as, "up")...), 8, "hint: ", "root", "CAP_NET_ADMIN")
+	wantRefusal(t, n.run(t, append(as, "up", "--tun", "pilot0")...), 8, "hint: ", "root", "CAP_NET_ADMIN")
 }

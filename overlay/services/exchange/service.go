@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"path/filepath"
 	"sync/atomic"
@@ -29,7 +30,11 @@ func (*Service) Port() uint16 { return Port }
 // Run implements services.Service: it answers peers, delivers the queue and tidies
 // up.
 func (s *Service) Run(ctx context.Context, env services.Env) error {
-	x, err := New(Config{Dir: filepath.Join(env.StateDir, "exchange"), Peer: env.Peer, Logger: env.Logger})
+	c := Config{Dir: filepath.Join(env.StateDir, "exchange"), Peer: env.Peer, Logger: env.Logger}
+	if env.Dial != nil {
+		c.Dial = func(ctx context.Context, to services.Peer) (net.Conn, error) { return env.Dial(ctx, to, Port) }
+	}
+	x, err := New(c)
 	if err != nil {
 		return err
 	}
