@@ -22,6 +22,7 @@ var (
 	ErrRefused      = errors.New("refused")
 	ErrBusy         = errors.New("server is busy")
 	ErrNotFound     = errors.New("no such agent here")
+	ErrWrongCard    = errors.New("the server sent the card of another key")
 	ErrStale        = errors.New("the server holds a newer version")
 	ErrFailed       = errors.New("server failed")
 	ErrStamp        = errors.New("stamp refused")

@@ -172,7 +172,7 @@ func FetchCard(ctx context.Context, cfg DialConfig, fp crypto.Fingerprint) ([]by
 		return fail(err)
 	}
 	if card.Key.Fingerprint() != fp {
-		return fail(fmt.Errorf("the server sent the card of %s", card.Key.Fingerprint()))
+		return fail(fmt.Errorf("%w: %s", ErrWrongCard, card.Key.Fingerprint()))
 	}
 	return b, nil
 }
