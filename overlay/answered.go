@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // AnsweredFile holds, 8 bytes each, the beginnings of the MACs of the INITs that
@@ -26,9 +27,11 @@ const answeredMax = 1 << 17 // records a file: 1 MiB
 type answerLog struct {
 	path    string
 	file    *os.File
-	records int      // in file
-	dirty   bool     // since the last sync
-	old     []uint64 // of earlier runs, sorted
+	full    []*os.File // files that file took the place of, since the last sync
+	records int        // in file
+	dirty   bool       // since the last sync
+	renamed bool       // since the last sync: the names are not durable
+	old     []uint64   // of earlier runs, sorted
 }
 
 // openAnswerLog reads what earlier runs answered. A file that is cut is used as far
@@ -58,7 +61,7 @@ func (a *answerLog) open(flag int) error {
 	if err != nil {
 		return fmt.Errorf("overlay: answered handshakes: %w", err)
 	}
-	a.file = f
+	a.file, a.renamed = f, true
 	return nil
 }
 
@@ -87,9 +90,12 @@ func (a *answerLog) rotate() error {
 	if err := os.Rename(a.path, a.path+".old"); err != nil {
 		return fmt.Errorf("overlay: answered handshakes: %w", err)
 	}
-	a.file.Close()
-	a.records = 0
-	return a.open(os.O_RDWR | os.O_TRUNC)
+	full := a.file
+	if err := a.open(os.O_RDWR | os.O_TRUNC); err != nil {
+		return err
+	}
+	a.full, a.records = append(a.full, full), 0
+	return nil
 }
 
 // sync returns a job that makes the records durable, nil when they are. The job
@@ -98,17 +104,30 @@ func (a *answerLog) sync() func() error {
 	if !a.dirty {
 		return nil
 	}
-	a.dirty = false
-	f := a.file
+	f, full, renamed, dir := a.file, a.full, a.renamed, filepath.Dir(a.path)
+	a.dirty, a.renamed, a.full = false, false, nil
 	return func() error {
-		if err := f.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+		err := f.Sync()
+		for _, f := range full {
+			err = errors.Join(err, f.Sync(), f.Close())
+		}
+		if renamed {
+			err = errors.Join(err, disk.SyncDir(dir))
+		}
+		if err != nil && !errors.Is(err, os.ErrClosed) {
 			return fmt.Errorf("overlay: answered handshakes: %w", err)
 		}
 		return nil
 	}
 }
 
-func (a *answerLog) close() error { return a.file.Close() }
+func (a *answerLog) close() error {
+	err := a.file.Close()
+	for _, f := range a.full {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
 
 // noteAnswer remembers an INIT that is about to be answered. Without a disk the
 // answer is given all the same: the guard remembers it as long as this run lasts.

@@ -106,6 +106,9 @@ func (n *Node) fetchCard(ctx context.Context, c ipam.Contact) (crypto.Card, erro
 	case errors.Is(err, relay.ErrNotFound):
 		return crypto.Card{}, Errorf(CodeNotFound, "%s knows no agent with fingerprint %s", c.HostPort(), c.Fingerprint).
 			WithHint("check the contact; the other agent must be up and registered there (its `pilotctl status`)")
+	case errors.Is(err, relay.ErrWrongCard):
+		return crypto.Card{}, Errorf(CodeDenied, "%s sent the card of another key: %v", c.HostPort(), err).
+			WithHint("do not trust this server; ask the other agent for its contact again")
 	case err != nil:
 		return crypto.Card{}, Errorf(CodeTimeout, "cannot fetch the card from %s: %v", c.HostPort(), err).
 			WithHint("check that %s can be reached from here", c.HostPort()).Retry()
@@ -113,10 +116,6 @@ func (n *Node) fetchCard(ctx context.Context, c ipam.Contact) (crypto.Card, erro
 	card, err := crypto.ParseCard(b)
 	if err != nil {
 		return crypto.Card{}, Errorf(CodeDenied, "%s sent a card that does not verify: %v", c.HostPort(), err)
-	}
-	if card.Key.Fingerprint() != c.Fingerprint {
-		return crypto.Card{}, Errorf(CodeDenied, "%s sent the card of another key: %s", c.HostPort(), card.Key.Fingerprint()).
-			WithHint("do not trust this server; ask the other agent for its contact again")
 	}
 	if addr, err := checkCard(card); err != nil || addr != c.Addr.Bytes() {
 		return crypto.Card{}, Errorf(CodeDenied, "the address in the contact does not belong to its key").

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // SealFile holds the agent's HPKE sealing keys: a line each, "unix seconds
@@ -88,19 +89,7 @@ func newSealFile(path string, now time.Time) ([]byte, error) {
 	// crypto/rand never fails (it ends the process instead).
 	_, _ = rand.Read(seed[:])
 	b := fmt.Appendf(nil, "%d %s\n", now.Unix(), sealText.EncodeToString(seed[:]))
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := f.Write(b); err != nil {
-		f.Close()
-		return nil, err
-	}
-	if err := f.Sync(); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return b, f.Close()
+	return b, disk.Create(path, b)
 }
 
 // metaStore is the small durable state that the node keeps in the trust store.

@@ -288,7 +288,7 @@ func replaceFile(path string, data []byte, mode fs.FileMode) error {
 		os.Remove(temp)
 		return systemError("write "+path, err)
 	}
-	return nil
+	return syncDir(filepath.Dir(path))
 }
 
 // writeTemp writes data beside path, synced, and returns the name.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // errNoIdentity says that nothing was made at these places yet.
@@ -36,7 +37,7 @@ func readIdentity(at places) (ipam.Identity, error) {
 // makeIdentity makes a key, searches its address and stores both. It never
 // replaces an identity.
 func (p *program) makeIdentity(ctx context.Context, at places) (ipam.Identity, error) {
-	if err := os.MkdirAll(at.state, 0o700); err != nil {
+	if err := disk.MakeDir(at.state); err != nil {
 		return ipam.Identity{}, systemError("make the state directory", err)
 	}
 	key, err := p.newKey()
@@ -75,12 +76,9 @@ func (p *program) makeIdentity(ctx context.Context, at places) (ipam.Identity, e
 
 // syncDir makes new names in a directory durable.
 func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return systemError("sync the state directory", err)
+	if err := disk.SyncDir(dir); err != nil {
+		return systemError("sync "+dir, err)
 	}
-	defer d.Close()
-	d.Sync() // some file systems cannot
 	return nil
 }
 
