@@ -125,7 +125,7 @@ func (h hostUnderlay) ListenUDP(port uint16) (natt.PacketConn, error) {
 }
 
 func (hostUnderlay) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	var d net.Dialer
+	d := net.Dialer{Control: narrow}
 	return d.DialContext(ctx, network, address)
 }
 
