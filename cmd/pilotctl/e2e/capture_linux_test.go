@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -25,6 +26,15 @@ type capture struct {
 	done chan struct{}
 	mu   sync.Mutex
 	seen []datagram
+	keep func(datagram) bool // nil: all
+}
+
+// only makes the capture forget what it has, and keep from now on what fits; the
+// payload is lent.
+func (c *capture) only(fits func(datagram) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keep, c.seen = fits, nil
 }
 
 // capture begins to listen; nothing that passes later is missed.
@@ -65,7 +75,10 @@ func (c *capture) read() {
 		}
 		if d, ok := parseFrame(buf[:n]); ok {
 			c.mu.Lock()
-			c.seen = append(c.seen, d)
+			if c.keep == nil || c.keep(d) {
+				d.payload = bytes.Clone(d.payload)
+				c.seen = append(c.seen, d)
+			}
 			c.mu.Unlock()
 		}
 	}
@@ -105,7 +118,8 @@ func (c *capture) lost(t *testing.T) uint32 {
 	return stats.Drops
 }
 
-// parseFrame reads an Ethernet frame that holds an unfragmented IPv4 packet.
+// parseFrame reads an Ethernet frame that holds an unfragmented IPv4 packet. The
+// payload is part of it.
 func parseFrame(b []byte) (datagram, bool) {
 	const ethernet, ipv4, udp = 14, 20, 8
 	if len(b) < ethernet+ipv4 || binary.BigEndian.Uint16(b[12:]) != unix.ETH_P_IP {
@@ -122,7 +136,7 @@ func parseFrame(b []byte) (datagram, bool) {
 		b = b[header:total]
 		d.src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(b))
 		d.dst = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2:]))
-		d.payload = append([]byte(nil), b[udp:]...)
+		d.payload = b[udp:]
 		return d, true
 	}
 	d.src, d.dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)

@@ -2,23 +2,35 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-const probes = 10_000
-
-// TestSilence: somebody on bob's own LAN, where no NAT helps him, sends probes
-// straight to his socket and hears nothing at all. All have arrived: his drop
-// counters say so. Carol, who is trusted and on the prober's very machine, is
-// answered before and after.
-func TestSilence(t *testing.T) {
+// TestHostileSilence: somebody on bob's own LAN, where no NAT helps him, sends
+// probes straight to his socket and hears nothing at all: while bob is idle, while
+// a tunnel runs, and after his restart, when what was recorded before is sent
+// again. All probes have arrived: his drop counters and the kernel's say so. Carol,
+// who is trusted and on the prober's very machine, is answered throughout.
+// 1,000,000 probes with PILOT_HOSTILE=1.
+func TestHostileSilence(t *testing.T) {
 	t.Parallel()
+	probes, burst := 20_000, 10
+	if os.Getenv("PILOT_HOSTILE") != "" {
+		probes, burst = 1_000_000, 25
+	}
 	l := newLab(t, "none", "linux")
 	s := l.server(t)
 	bob, carol := l.agent(t, "b1", "bob"), l.agent(t, "b2", "carol")
@@ -30,52 +42,158 @@ func TestSilence(t *testing.T) {
 
 	port := bob.status(t).Socket.Port
 	target := netip.AddrPortFrom(netip.MustParseAddr(l.address(t, "b1")), port)
-	prober := l.dial(t, "b2", "udp", target.String()).(*net.UDPConn)
-	from := netip.MustParseAddrPort(prober.LocalAddr().String())
-	genuine := captured(t, c, target)
+	conn := l.dial(t, "b2", "udp", target.String()).(*net.UDPConn)
+	x := &prober{
+		conn: conn, from: netip.MustParseAddrPort(conn.LocalAddr().String()), target: target, carol: carol.status(t).Socket.Port,
+		genuine: captured(t, c, target), burst: burst,
+	}
+	c.only(x.concerns)
 
-	before := refusedFrames(t, bob)
-	pace := time.NewTicker(time.Millisecond)
-	defer pace.Stop()
-	for i := range probes {
-		if _, err := prober.Write(probe(i, genuine)); err != nil {
-			t.Fatalf("probe %d: %v", i, err) // an ICMP error would be an answer too
-		}
-		if i%10 == 9 { // so that bob's buffer holds them
-			<-pace.C
-		}
-	}
-	var counted uint64
-	within(t, 10*time.Second, "bob has counted the probes", func() bool {
-		counted = refusedFrames(t, bob) - before
-		return counted >= probes
-	})
-	drops := bob.status(t).Drops
-	t.Logf("bob's counters: %v", drops)
-	for _, stage := range []string{"in_unknown", "in_short", "in_init_tag", "in_init_mac", "in_init_seen", "in_resp_index", "in_index", "in_auth", "in_replay"} {
-		if drops[stage] == 0 {
-			t.Errorf("no probe was refused for the reason %s", stage)
-		}
-	}
-	if counted != probes {
-		t.Errorf("bob counted %d refused frames, %d were sent", counted, probes)
+	x.phase(t, "idle", bob, probes/2)
+	l.website(t, "b1", "[::]:8080")
+	ended := x.download(t, carol)
+	x.phase(t, "while a tunnel runs", bob, probes/4)
+	if n := ended(); n < mebibyte {
+		t.Errorf("only %d bytes came through the tunnel meanwhile", n)
 	}
 	carol.pilot(t, "ping", "bob", "-c", "1")
-
-	sent := c.matching(func(d datagram) bool { return d.src == from && d.dst == target })
-	if lost := c.lost(t); len(sent) != probes || lost > 0 {
-		t.Errorf("the capture has %d of %d probes and lost %d packets", len(sent), probes, lost)
+	bob.pilot(t, "down")
+	bob.up(t, s)
+	if got := bob.status(t).Socket.Port; got != port {
+		t.Fatalf("bob's port is %d now, was %d", got, port)
 	}
-	carolPort := carol.status(t).Socket.Port
-	for _, d := range c.matching(func(d datagram) bool {
-		toCarol := d.protocol == unix.IPPROTO_UDP && d.dst.Port() == carolPort
-		return d.src.Addr() == target.Addr() && d.dst.Addr() == from.Addr() && !toCarol
-	}) {
-		t.Errorf("bob answered with protocol %d, %d -> %d: %x", d.protocol, d.src.Port(), d.dst.Port(), d.payload)
+	direct(t, carol, bob)
+	x.phase(t, "after a restart", bob, probes/4)
+	carol.pilot(t, "ping", "bob", "-c", "1")
+
+	sent := c.matching(func(d datagram) bool { return d.src == x.from })
+	if len(sent) != 0 {
+		t.Errorf("the capture has kept %d probes", len(sent))
+	}
+	if lost := c.lost(t); x.arrived.Load() != int64(x.sent) || lost > 0 {
+		t.Errorf("%d of %d probes arrived on bob's card; the capture lost %d packets", x.arrived.Load(), x.sent, lost)
+	}
+	for _, d := range c.matching(func(datagram) bool { return true }) {
+		t.Errorf("bob answered with protocol %d, %v -> %v: %x", d.protocol, d.src, d.dst, d.payload)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 2000)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the prober heard %d bytes, %v", n, err)
 	}
 	if p := carol.peer(t, "bob"); p.Path != "direct" || p.Endpoint != target.String() {
 		t.Errorf("the positive control went by %s, %s; want %s", p.Path, p.Endpoint, target)
 	}
+	t.Logf("%d probes, 0 bytes in answer", x.sent)
+}
+
+// A prober sends what no one trusts to bob's socket.
+type prober struct {
+	conn         *net.UDPConn
+	from, target netip.AddrPort
+	carol        uint16 // her port, on the prober's machine
+	genuine      [][]byte
+	burst        int // probes a millisecond
+	sent         int
+	arrived      atomic.Int64 // on bob's card
+}
+
+// concerns counts the probes on bob's card, and keeps what goes back to the
+// prober's machine and not to carol: UDP, ICMP, anything.
+func (x *prober) concerns(d datagram) bool {
+	if d.src == x.from && d.dst == x.target {
+		x.arrived.Add(1)
+	}
+	toCarol := d.protocol == unix.IPPROTO_UDP && d.dst.Port() == x.carol
+	return d.src.Addr() == x.target.Addr() && d.dst.Addr() == x.from.Addr() && !toCarol
+}
+
+// phase sends n probes and waits until each is accounted for: bob's counters have
+// it, or the kernel had no room for it.
+func (x *prober) phase(t *testing.T, name string, bob *agent, n int) {
+	t.Helper()
+	before, full := refusedFrames(t, bob), bob.socketDrops(t)
+	pace := time.NewTicker(time.Millisecond)
+	defer pace.Stop()
+	begin := time.Now()
+	for i := range n {
+		if _, err := x.conn.Write(probe(x.sent, x.genuine)); err != nil {
+			t.Fatalf("%s: probe %d: %v", name, i, err) // an ICMP error would be an answer too
+		}
+		if x.sent++; x.sent%x.burst == 0 { // so that bob's buffer holds them
+			<-pace.C
+		}
+	}
+	took := time.Since(begin)
+	var counted, dropped uint64
+	within(t, 30*time.Second, name+": the probes are accounted for", func() bool {
+		counted, dropped = refusedFrames(t, bob)-before, bob.socketDrops(t)-full
+		return counted+dropped >= uint64(n)
+	})
+	drops := bob.status(t).Drops
+	t.Logf("%s: %d probes in %v; bob refused %d frames, his kernel had no room for %d; counters %v", name, n, took.Round(time.Millisecond), counted, dropped, drops)
+	for _, stage := range []string{"in_unknown", "in_short", "in_init_tag", "in_init_mac", "in_init_seen", "in_resp_index", "in_index"} {
+		if drops[stage] == 0 {
+			t.Errorf("%s: no probe was refused for the reason %s", name, stage)
+		}
+	}
+	if counted < uint64(n)/10 {
+		t.Errorf("%s: only %d of %d probes came as far as bob", name, counted, n)
+	}
+}
+
+// download fetches from bob without end, slowly, until the returned function is
+// called, which says how many bytes came.
+func (x *prober) download(t *testing.T, a *agent) (ended func() int64) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	c := a.command(ctx, "curl", "-sS", "-N", "--limit-rate", "4M", "http://bob.pilot.internal:8080/100000")
+	var count byteCount
+	c.Stdout = &count
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "the download runs", func() bool { return count.Load() > 0 })
+	return func() int64 {
+		within(t, 30*time.Second, "a mebibyte came", func() bool { return count.Load() >= mebibyte })
+		cancel()
+		_ = c.Wait() // killed
+		return count.Load()
+	}
+}
+
+// A byteCount counts what is written to it.
+type byteCount struct{ atomic.Int64 }
+
+func (c *byteCount) Write(b []byte) (int, error) {
+	c.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// socketDrops is the number of datagrams for which the kernel had no room in the
+// agent's socket.
+func (a *agent) socketDrops(t *testing.T) (n uint64) {
+	t.Helper()
+	port := fmt.Sprintf(":%04X", a.status(t).Socket.Port)
+	for _, file := range []string{"udp", "udp6"} {
+		text, err := os.ReadFile(filepath.Join("/proc", itoa(a.daemon()), "net", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			f := strings.Fields(line)
+			if len(f) < 13 || !strings.HasSuffix(f[1], port) {
+				continue
+			}
+			k, err := strconv.ParseUint(f[12], 10, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			n += k
+		}
+	}
+	return n
 }
 
 // refusedFrames is the number of datagrams that an agent refused.
