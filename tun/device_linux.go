@@ -38,6 +38,7 @@ type kernelDevice struct {
 	file    *os.File
 	raw     syscall.RawConn
 	probe   *probeRoute // nil: none was asked for
+	fence   *fence      // nil: the kernel has none
 
 	// Read's, and valid while it runs.
 	arena     []byte
@@ -55,6 +56,7 @@ type kernelDevice struct {
 	flat      Flattener
 	vnet      [vnetLen]byte
 	vectors   []unix.Iovec
+	unfence   sync.Once
 }
 
 // openQueue makes the interface and returns the device, not configured yet.
@@ -179,6 +181,7 @@ func (d *kernelDevice) Close() error {
 	if d.probe != nil {
 		d.probe.close()
 	}
+	d.unfence.Do(d.fence.close)
 	if err := d.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("tun: close %s: %w", d.name, err)
 	}
@@ -375,6 +378,9 @@ func open(c Config) (Device, error) {
 	if err := configure(d.name, netip.PrefixFrom(c.Address.Addr(), 128), c.Route, c.MTU, c.Logger); err != nil {
 		d.Close()
 		return nil, err
+	}
+	if d.fence, err = newFence(d.name, c.Address.Addr(), c.Route); err != nil {
+		c.Logger.Warn("the LAN can send to programs that listen on all addresses in the name of peers; nf_tables of Linux 5.12 would prevent it", "error", err)
 	}
 	if c.IPv6Probe.IsValid() {
 		d.probe, err = newProbeRoute(d.name, c.IPv6Probe, c.Address.Addr())
