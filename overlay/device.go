@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/pilotnet/pilot/ipam"
@@ -109,8 +110,8 @@ func (n *Node) Listen(ctx context.Context, port uint16) (net.Listener, error) {
 // Dial connects from the agent's own address to a peer, or to itself. address is
 // HOST:PORT, where HOST is NAME.pilot.internal, or the peer's name, address or
 // IPv6 address; network is "tcp" or "udp". It has the signature of
-// http.Transport.DialContext. The error is a *Error if there is no such peer, and
-// that of package net if the peer did not answer.
+// http.Transport.DialContext. The error is a *Error if there is no such peer, or
+// none that lets us reach the port, and that of package net if it did not answer.
 func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -120,15 +121,16 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 	if err != nil {
 		return nil, Errorf(CodeInvalidArgument, "port %.20q: %v", port, err)
 	}
-	ip, err := n.lookup(host)
+	ip, err := n.lookup(network, host, uint16(p))
 	if err != nil {
 		return nil, err
 	}
 	return n.dialAddr(ctx, network, netip.AddrPortFrom(ip, uint16(p)))
 }
 
-// lookup finds the address of a peer, or of this agent.
-func (n *Node) lookup(host string) (netip.Addr, error) {
+// lookup finds the address of a peer whose grant has the port, or of this agent. A
+// packet to another port would be dropped by the peer without a word.
+func (n *Node) lookup(network, host string, port uint16) (netip.Addr, error) {
 	own := n.cfg.Identity
 	if ref, err := ipam.ParseRef(host); err == nil && matches(ref, n.cfg.Name, own.Addr().Bytes(), own.Key.Public().Fingerprint()) {
 		return own.Addr().ULA(), nil
@@ -140,6 +142,14 @@ func (n *Node) lookup(host string) (netip.Addr, error) {
 	p, ok := n.store.Peer(key)
 	if !ok {
 		return netip.Addr{}, Errorf(CodeNotFound, "no peer %q", host)
+	}
+	proto := uint8(protoTCP)
+	if strings.HasPrefix(network, "udp") {
+		proto = protoUDP
+	}
+	if !p.Out.Allows(proto, port) {
+		return netip.Addr{}, Errorf(CodeNotTrusted, "%s does not let this agent reach its port %d", p.Name, port).
+			WithHint("ask for it: pilotctl trust request CONTACT --ports %d --reason TEXT", port)
 	}
 	return ipam.AddrFromBytes(p.Addr).ULA(), nil
 }
