@@ -127,6 +127,7 @@ func serve(ctx context.Context, n node, sockets *api.Sockets, owners map[string]
 		return n.Run(both)
 	})
 	group.Go(func() error { return server.Run(both, sockets) })
+	group.Go(func() error { fitProcessors(both); return nil })
 	told := notifyManager(both, func() { n.Status() }, logger)
 	err := group.Wait()
 	told()
