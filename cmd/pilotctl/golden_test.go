@@ -164,6 +164,7 @@ func TestGolden(t *testing.T) {
 		{"dns_query_not_system", nil, []string{"dns", "query", "carol"}},
 		{"status_userspace", userspaceAgent, []string{"status"}},
 		{"doctor_userspace", userspaceAgent, []string{"doctor"}},
+		{"up_other_device", userspaceAgent, []string{"up", "--tun", "pilot0"}},
 		{"proxy_env", userspaceAgent, []string{"proxy", "env"}},
 		{"proxy_env_off", func(a *apitest.Agent) { userspaceAgent(a); a.Me.Device.Proxy = "" }, []string{"proxy", "env"}},
 		{"proxy_env_device", nil, []string{"proxy", "env"}},

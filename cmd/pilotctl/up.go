@@ -151,6 +151,9 @@ func sameNode(given rawSettings, running overlay.Status) error {
 		return overlay.Errorf(overlay.CodeConflict, "an agent called %s is up already", running.Name).
 			WithHint("pilotctl down, then up; or run a second agent with --state-dir DIR")
 	}
+	if err := sameDevice(given.TUN, running.Device); err != nil {
+		return err
+	}
 	for _, server := range s.servers {
 		if !slices.ContainsFunc(running.Servers, func(r overlay.ServerStatus) bool { return r.Server == server.String() }) {
 			return overlay.Errorf(overlay.CodeConflict, "%s is up already, without the server %s", running.Name, server.HostPort()).
@@ -158,6 +161,15 @@ func sameNode(given rawSettings, running overlay.Status) error {
 		}
 	}
 	return nil
+}
+
+// sameDevice refuses a device that a running daemon does not have.
+func sameDevice(want string, has overlay.DeviceStatus) error {
+	if want == "" || want == autoDevice || want == has.Name {
+		return nil
+	}
+	return overlay.Errorf(overlay.CodeConflict, "the agent is up already, with the device %s", has.Name).
+		WithHint("pilotctl down, then up --tun %s", want)
 }
 
 // A startup is one wait for a daemon to be of use.

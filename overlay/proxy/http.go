@@ -19,7 +19,7 @@ import (
 
 const maxAnswer = 16 << 10 // of the next proxy
 
-func (s *Server) transport() http.RoundTripper {
+func (s *Server) transport() *http.Transport {
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			host, _, err := net.SplitHostPort(address)

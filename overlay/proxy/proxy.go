@@ -51,7 +51,7 @@ type Config struct {
 type Server struct {
 	c    Config
 	web  *http.Server
-	next http.RoundTripper
+	next *http.Transport
 }
 
 // New makes a Server.
@@ -87,6 +87,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	w := &waiting{addr: l.Addr(), conns: make(chan net.Conn), done: ctx.Done()}
 	var all sync.WaitGroup
 	defer all.Wait()
+	defer s.next.CloseIdleConnections()
 	defer s.web.Close()
 	all.Go(func() { s.web.Serve(w) }) // ends with ctx
 	stop := context.AfterFunc(ctx, func() { l.Close() })

@@ -26,6 +26,7 @@ type agent struct {
 	name  string
 	state string
 	hosts string
+	as    []string // a command that runs the others, with fewer rights; nil: none
 	once  sync.Once
 	api   *api.Client
 }
@@ -69,7 +70,7 @@ func (a *agent) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // prepared is a command whose mount namespace is changed first.
 func (a *agent) prepared(ctx context.Context, mounts string, args ...string) *exec.Cmd {
-	c := a.lab.on(ctx, a.host, append([]string{"unshare", "-m", "sh", "-c", private + mounts + ` exec "$@"`, "sh"}, args...)...)
+	c := a.lab.on(ctx, a.host, slices.Concat([]string{"unshare", "-m", "sh", "-c", private + mounts + ` exec "$@"`, "sh"}, a.as, args)...)
 	c.Env = append(c.Env, "PILOT_STATE_DIR="+a.state, "PILOT_SERVER_STATE_DIR="+a.state+".server", "HOSTS_FILE="+a.hosts, "HOME="+a.lab.dir)
 	return c
 }
