@@ -68,11 +68,14 @@ func (p *program) daemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	logger := p.logger(c.Bool("verbose"))
+	if err := keepSecret(); err != nil {
+		logger.Warn("a core dump of this process would hold keys", "error", err)
+	}
 	proxies, err := p.proxies(set.caFile)
 	if err != nil {
 		return err
 	}
-	logger := p.logger(c.Bool("verbose"))
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM)
 	defer stop()
 

@@ -42,6 +42,9 @@ func (p *program) serverRun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := keepSecret(); err != nil {
+		config.Logger.Warn("a core dump of this process would hold keys", "error", err)
+	}
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM)
 	defer stop()
 	config.Ready = func(line string) {
