@@ -52,7 +52,7 @@ func TestHostilePowerFailure(t *testing.T) {
 	t.Parallel()
 	seeds := 30
 	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds = 10_000
+		seeds = 2_000
 	}
 	log := crashtest.Record(t, 0)
 	if syncs, changes := log.Syncs(); syncs < crashTasks || changes < 2*crashTasks {
