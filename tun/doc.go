@@ -58,6 +58,11 @@
 // through which goes what the host sends to its own address, and for no other. The
 // loopback device keeps it.
 //
+// Linux takes a packet for any of its addresses from any interface. So a fence in
+// nf_tables keeps neighbours in the LAN from sending to the agent's address, or in
+// the name of another one; it ends with the descriptor that it belongs to, also
+// after SIGKILL. A kernel that cannot have it costs a warning.
+//
 // Offloads that a kernel lacks are done without: without UDP segmentation (before
 // Linux 6.2) datagrams come one by one, and without the virtio header the device
 // itself cuts superpackets and completes checksums in Write.
