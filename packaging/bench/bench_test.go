@@ -94,9 +94,9 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"| TCP, one stream, Mbit/s | 14000 (14000-14000) | 2000 (2000-2000) | 5500 (4000-6000) | **2.75** (2-3) |",
-		"| CPU of both daemons, one stream, s/GB |  | 5.00 (5.00-5.00) | 1.25 (1.25-1.25) | **0.25** (0.25-0.25) |",
-		"| default | pilot | 12.3 | 30.0 |",
+		"| TCP, one stream, Mbit/s | 14000 (14000-14000) | 2000 (2000-2000) | 5500 (4000-6000) | **2.75** (2-3) | >= 2.6 (2.2) | goal met |",
+		"| CPU of both daemons, one stream, s/GB |  | 5.00 (5.00-5.00) | 1.25 (1.25-1.25) | **0.25** (0.25-0.25) | <= 0.28 (0.34) | goal met |",
+		"| default | pilot | 12.3 | 30.0 | <= 16 (24) | goal met |",
 		"| TCP, one stream, Mbit/s | 2 | 14000 | 2000 | 6000 | 0.02 | 1 |",
 	} {
 		if !strings.Contains(b.String(), want+"\n") {

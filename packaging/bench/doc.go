@@ -4,8 +4,9 @@
 //	go run ./packaging/bench [flags]        (as root; "make bench")
 //
 // For each contestant it makes three network namespaces, two hosts on a bridge
-// in the third, and starts it between the hosts. Pilot runs as users run it: a server, two agents, trust for all ports; replay window, address
-// checks and firewall are in the measured path. All carry IPv6 inside and IPv4
+// in the third, and starts it between the hosts. Pilot runs as users run it: a
+// server, two agents, trust for all ports; replay window, address checks and
+// firewall are in the measured path. All carry IPv6 inside and IPv4
 // underneath, each with its default MTU.
 //
 // A round runs each test on each contestant, one directly after the other and
@@ -15,6 +16,11 @@
 // seconds that both daemons used per gigabyte say what they cost. A test during
 // which other programs used the machine is run again, up to -tries times; the
 // least disturbed try counts, and the table says how much it was disturbed.
+//
+// TCP is measured by iperf3, HTTP by wrk against a Go server. The UDP flood is our
+// own program (flood_linux.go) for all contestants: iperf3's receiver lost half of
+// what was delivered to it. Beside each ratio stand its goal and its floor, and
+// where even the bare link does not reach the goal, that.
 //
 // With -soak it measures nothing: it sends random bytes both ways for so long,
 // over a link in user space that loses 1 % of the packets and lets another 1 %

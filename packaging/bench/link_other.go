@@ -13,3 +13,7 @@ type badLink struct {
 }
 
 func (*world) join(badLink) error { return errors.New("the link needs Linux") }
+
+func sink() error { return errors.New("the flood needs Linux") }
+
+func flood(string, string, string) error { return errors.New("the flood needs Linux") }

@@ -20,6 +20,7 @@ type options struct {
 	rounds     int
 	seconds    int
 	tries      int
+	patience   time.Duration
 	foreign    float64
 	tests      []string
 	variants   []string
@@ -27,12 +28,21 @@ type options struct {
 	out        string
 	benchmarks bool
 	pilotctl   string
+	until      time.Time
 	soak       time.Duration
 }
 
 func main() {
 	if len(os.Args) == 3 && os.Args[1] == "httpd" {
 		fail(serveHTTP(os.Args[2]))
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == "sink" {
+		fail(sink())
+		return
+	}
+	if len(os.Args) == 5 && os.Args[1] == "flood" {
+		fail(flood(os.Args[2], os.Args[3], os.Args[4]))
 		return
 	}
 	if len(os.Args) == 6 && os.Args[1] == "end" {
@@ -65,6 +75,7 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of the default link; the others get as many")
 	f.IntVar(&o.seconds, "seconds", 4, "seconds of a test")
 	f.IntVar(&o.tries, "tries", 3, "tries of a test that other programs disturb")
+	f.DurationVar(&o.patience, "patience", 14*time.Minute, "time after which no disturbed test is tried again")
 	f.Float64Var(&o.foreign, "foreign", 0.1, "CPUs used by other programs that count as a disturbance")
 	tests := f.String("tests", strings.Join(allTests, ","), "tests on the default link")
 	variants := f.String("variants", "default,nic,nouso", "links: default, nic (the sender's kernel cuts, the receiver's joins), nouso (every packet alone)")
@@ -121,6 +132,7 @@ func run(ctx context.Context, o options) error {
 		return soak(ctx, o)
 	}
 	began := time.Now()
+	o.until = began.Add(o.patience)
 	r := &report{options: o, machine: readMachine(), began: began}
 	for _, v := range o.variants {
 		if v != "default" && lookup("ethtool") == "" {

@@ -29,29 +29,42 @@ type result struct {
 }
 
 // undisturbed runs a test until other programs left the machine alone during
-// it, and returns the least disturbed try.
+// it, and returns the least disturbed try. A try that fails is made up for.
 func undisturbed(ctx context.Context, o options, test string, order []*contestant) (best result, err error) {
 	for try := 1; try <= o.tries; try++ {
-		r := result{test: test, figures: map[string]metrics{}}
-		for _, c := range order {
-			before, began := foreign()+stolen(), time.Now()
-			m, err := c.test(ctx, test, o.seconds)
-			if err != nil {
-				return best, fmt.Errorf("%s on %s: %w", test, c.name, err)
+		r, failed := once(ctx, o, test, order)
+		if failed != nil {
+			fmt.Fprintf(os.Stderr, "%-7s failed: %v\n", test, failed)
+			if ctx.Err() != nil || try == o.tries && best.figures == nil {
+				return best, failed
 			}
-			r.foreign = max(r.foreign, (foreign()+stolen()-before)/time.Since(began).Seconds())
-			r.figures[c.name] = m
+			continue
 		}
-		if try == 1 || r.foreign < best.foreign {
+		if best.figures == nil || r.foreign < best.foreign {
 			best = r
 		}
 		best.tries = try
 		fmt.Fprintf(os.Stderr, "%-7s %s\n", test, r.line(order))
-		if best.foreign <= o.foreign {
+		if best.foreign <= o.foreign || time.Now().After(o.until) {
 			break
 		}
 	}
 	return best, nil
+}
+
+// once runs a test on all contestants, one after the other.
+func once(ctx context.Context, o options, test string, order []*contestant) (result, error) {
+	r := result{test: test, figures: map[string]metrics{}}
+	for _, c := range order {
+		before, began := foreign()+stolen(), time.Now()
+		m, err := c.test(ctx, test, o.seconds)
+		if err != nil {
+			return r, fmt.Errorf("%s on %s: %w", test, c.name, err)
+		}
+		r.foreign = max(r.foreign, (foreign()+stolen()-before)/time.Since(began).Seconds())
+		r.figures[c.name] = m
+	}
+	return r, nil
 }
 
 // line is a result on one line, for who waits.
@@ -159,17 +172,24 @@ func (c *contestant) tcp(ctx context.Context, seconds int, args ...string) (metr
 // udp floods: how much arrives says what receiving costs, since sender and
 // daemons compete for the CPUs.
 func (c *contestant) udp(ctx context.Context, seconds, size int) (metrics, error) {
-	o, cpu, err := c.iperf(ctx, seconds, "-u", "-b", "0", "-l", strconv.Itoa(size))
+	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	sum := o.Server.End.Sum
-	if sum.Packets == 0 {
-		sum = o.End.Sum
+	stop, err := c.server(ctx, "counting", self, "sink")
+	if err != nil {
+		return nil, err
 	}
-	got := sum.Packets - sum.Lost
-	if got <= 0 {
-		return nil, errors.New("nothing was received")
+	defer stop()
+	before := cpuOf(c.pids)
+	out, err := c.command(ctx, "A", self, "flood", c.address, strconv.Itoa(size), strconv.Itoa(seconds)).CombinedOutput()
+	cpu := cpuOf(c.pids) - before
+	if err != nil {
+		return nil, fmt.Errorf("flood: %w: %s", err, out)
+	}
+	var got float64
+	if _, err := fmt.Sscanf(string(out), "received %g", &got); err != nil || got == 0 {
+		return nil, fmt.Errorf("flood: nothing was received: %s", out)
 	}
 	m := metrics{"pps": got / float64(seconds)}
 	if len(c.pids) > 0 {

@@ -151,7 +151,7 @@ func (r *report) summary(w io.Writer, variant string) {
 		head += " " + c + " |"
 		line += "---|"
 	}
-	fmt.Fprintf(w, "%s pilot / %s |\n%s---|\n", head, rival, line)
+	fmt.Fprintf(w, "%s pilot / %s | goal (floor) | |\n%s---|---|---|\n", head, rival, line)
 	for _, f := range figures {
 		row := fmt.Sprintf("| %s, %s |", f.title, f.unit)
 		any := false
@@ -162,18 +162,23 @@ func (r *report) summary(w io.Writer, variant string) {
 		}
 		_, ratios := r.series(variant, f, "pilot", rival)
 		if any {
-			fmt.Fprintf(w, "%s %s |\n", row, ratio(ratios))
+			fmt.Fprintf(w, "%s %s |%s\n", row, ratio(ratios), judged(variant, f, ratios))
 		}
 	}
+	r.bound(w, variant)
 }
 
 func (r *report) writeMemory(w io.Writer) {
 	if len(r.memory) == 0 {
 		return
 	}
-	fmt.Fprintf(w, "\n## Memory\n\nPeak of the larger daemon over all tests of the link.\n\n| link | | RssAnon, MB | VmRSS, MB |\n|---|---|---|---|\n")
+	fmt.Fprintf(w, "\n## Memory\n\nPeak of the larger daemon over all tests of the link.\n\n| link | | RssAnon, MB | VmRSS, MB | goal (floor), RssAnon | |\n|---|---|---|---|---|---|\n")
 	for _, m := range r.memory {
-		fmt.Fprintf(w, "| %s | %s | %.1f | %.1f |\n", m.variant, m.name, float64(m.anon)/1000, float64(m.all)/1000)
+		judgement := " | "
+		if m.name == "pilot" {
+			judgement = fmt.Sprintf("<= %d (%d) | %s", memoryGoal, memoryFloor, verdict(float64(m.anon)/1000, memoryGoal, memoryFloor, true))
+		}
+		fmt.Fprintf(w, "| %s | %s | %.1f | %.1f | %s |\n", m.variant, m.name, float64(m.anon)/1000, float64(m.all)/1000, judgement)
 	}
 }
 
