@@ -31,6 +31,11 @@ type inbound struct {
 
 const joinedSize = 64 << 10
 
+// bufferStride is the distance of receive buffers. If it were a power of two,
+// datagrams that come one by one would all lie in the same few sets of the caches
+// and drive each other out before they are opened.
+const bufferStride = natt.MaxRun + plainBudget + 36
+
 func newInbound(p *plane, conn natt.PacketConn, number uint16) *inbound {
 	in := &inbound{
 		plane:  p,
@@ -40,8 +45,9 @@ func newInbound(p *plane, conn natt.PacketConn, number uint16) *inbound {
 		msgs:   make([]natt.Message, conn.BatchSize()),
 		joined: make([]byte, 0, joinedSize),
 	}
+	space := make([]byte, len(in.msgs)*bufferStride)
 	for i := range in.msgs {
-		in.msgs[i].Buf = make([]byte, natt.MaxRun)
+		in.msgs[i].Buf = space[i*bufferStride:][:natt.MaxRun:natt.MaxRun]
 	}
 	return in
 }
