@@ -32,6 +32,7 @@ type middle struct {
 	mu    sync.Mutex
 	conn  *wiredConn                  // the agent's present socket
 	judge func(wired) []time.Duration // when copies arrive; nil: at once, one
+	all   bool                        // he stands before the agent's other sockets too
 }
 
 // wired is a datagram on the wire, with the address that it comes from.
@@ -62,28 +63,39 @@ func (u wiredUnderlay) ListenUDP(port uint16) (natt.PacketConn, error) {
 	m := u.middle
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err != nil || m.conn != nil {
+	if err != nil || m.conn != nil && !m.all {
 		return c, err
 	}
-	m.conn = &wiredConn{PacketConn: c, middle: m, queue: make(chan wired, 64), gone: make(chan struct{})}
-	go m.conn.carry()
-	return m.conn, nil
+	w := &wiredConn{PacketConn: c, middle: m, queue: make(chan wired, 64), gone: make(chan struct{})}
+	if m.conn == nil {
+		m.conn = w
+	}
+	go w.carry()
+	return w, nil
 }
 
-func (m *middle) arrived(d wired) {
-	m.mu.Lock()
-	judge := m.judge
-	m.mu.Unlock()
+// arrived lets the man decide about a datagram to one of the agent's sockets.
+func (c *wiredConn) arrived(d wired) {
+	c.middle.mu.Lock()
+	judge := c.middle.judge
+	c.middle.mu.Unlock()
 	copies := []time.Duration{0}
 	if judge != nil {
 		copies = judge(d)
 	}
 	for _, after := range copies {
 		if after == 0 {
-			m.inject(d)
+			c.put(d)
 		} else {
-			time.AfterFunc(after, func() { m.inject(d) })
+			time.AfterFunc(after, func() { c.put(d) })
 		}
+	}
+}
+
+func (c *wiredConn) put(d wired) {
+	select {
+	case c.queue <- d:
+	case <-c.gone:
 	}
 }
 
@@ -92,12 +104,8 @@ func (m *middle) inject(d wired) {
 	m.mu.Lock()
 	c := m.conn
 	m.mu.Unlock()
-	if c == nil {
-		return
-	}
-	select {
-	case c.queue <- d:
-	case <-c.gone:
+	if c != nil {
+		c.put(d)
 	}
 }
 
@@ -105,6 +113,13 @@ func (m *middle) ask(judge func(wired) []time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.judge = judge
+}
+
+// everywhere puts him before the sockets that the agent opens from now on, too.
+func (m *middle) everywhere() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.all = true
 }
 
 // A wiredConn is an agent's socket behind a middle.
@@ -133,7 +148,7 @@ func (c *wiredConn) carry() {
 				size = max(r.N, 1)
 			}
 			for b := range slices.Chunk(r.Buf[:r.N], size) {
-				c.middle.arrived(wired{r.Addr, bytes.Clone(b)})
+				c.arrived(wired{r.Addr, bytes.Clone(b)})
 			}
 		}
 	}

@@ -76,6 +76,8 @@ func TestHostileRekeys(t *testing.T) {
 		defer w.close()
 		alice, atAlice := w.agentBehind("alice", natlab.Linux)
 		bob, atBob := w.agentBehind("bob", natlab.Full)
+		atAlice.everywhere()
+		atBob.everywhere()
 		w.befriend(alice, bob, "7", "7")
 		alice.pathTo("bob", "direct")
 		const payload = 777
