@@ -49,8 +49,14 @@ func (n *Node) openDevice() (tun.Device, error) {
 		return userspace.Open(want)
 	}
 	d, err := open(want)
-	if err == nil || cfg.Userspace != UserspaceFallback || !lacksDevice(err) {
+	if err == nil || !lacksDevice(err) {
 		return d, err
+	}
+	if help := new(tun.HelpError); cfg.Userspace == UserspaceNever && errors.As(err, &help) {
+		return nil, &tun.HelpError{Err: help.Err, Help: help.Help + "; or do without a device: --tun userspace"}
+	}
+	if cfg.Userspace == UserspaceNever {
+		return nil, err
 	}
 	n.lacks = err
 	n.log.Warn("no network device to be had: userspace mode; programs reach peers through the proxy only", "err", err)
