@@ -256,7 +256,7 @@ func (k *link) farewell() {
 	}
 }
 
-// Invite makes a token for one use.
+// Invite makes a token for one use, or for a fleet.
 func (n *Node) Invite(_ context.Context, o InviteOptions) (string, error) {
 	if o.Ports == "" {
 		return "", Errorf(CodeInvalidArgument, "an invite needs ports").WithHint("add --ports, e.g. --ports 80,8080/tcp")
@@ -265,7 +265,13 @@ func (n *Node) Invite(_ context.Context, o InviteOptions) (string, error) {
 	if err != nil {
 		return "", Errorf(CodeInvalidArgument, "ports %q: %v", o.Ports, err)
 	}
-	opt := trust.InviteOptions{Ports: s, TTL: o.TTL, Name: o.Name, Contact: n.contact()}
+	opt := trust.InviteOptions{Ports: s, TTL: o.TTL, Name: o.Name, Contact: n.contact(), Uses: o.Uses, Trust: o.Trust}
+	if o.Uses < 0 || o.Uses > trust.MaxInviteUses || o.Uses > 1 && o.For != "" {
+		return "", Errorf(CodeInvalidArgument, "an invite is for 1 to %d agents, and for one if it names it", trust.MaxInviteUses)
+	}
+	if o.Trust < 0 {
+		return "", Errorf(CodeInvalidArgument, "trust for less than no time")
+	}
 	if opt.Contact == "" {
 		return "", Errorf(CodeInvalidArgument, "an invite needs a home server to come back to").WithHint("run `pilotctl up --server HOST#KEY`")
 	}

@@ -133,6 +133,7 @@ type home struct {
 	alarm   alarm
 
 	claimed      bool
+	left         bool  // our claim was taken back: nothing is said any more
 	refused      error // the server will not have our address: it is not used
 	lastErr      error
 	tlsWarning   string
@@ -176,6 +177,9 @@ func (h *home) bye(now instant) {
 // advance sends what the machine has to say and opens a control channel if one
 // is wanted.
 func (h *home) advance(now instant) {
+	if h.left {
+		return
+	}
 	next := now.wall.Add(lookUpRetry)
 	if _, ok := h.host.addr(); ok {
 		for _, b := range h.machine.Advance(now.wall) {

@@ -105,16 +105,17 @@ func (s *secrets) makeCard(id ipam.Identity, servers []crypto.Server, meta metaS
 		Key: id.Key.Public(), Counter: id.Counter, Seal: s.seals[0].Public(),
 		Registration: s.registration.Public(), Servers: servers,
 	}
+	gone := withdrawnUpTo(meta)
 	if old, ok := meta.GetMeta("card"); ok {
 		if was, err := crypto.ParseCard(old); err == nil {
 			c.Serial = was.Serial
-			if same, err := c.Sign(id.Key); err == nil && string(same) == string(old) {
+			if same, err := c.Sign(id.Key); err == nil && string(same) == string(old) && was.Serial > gone {
 				s.signed = old
 				return nil
 			}
 		}
 	}
-	c.Serial = max(c.Serial+1, uint64(max(now.UnixMilli(), 1)))
+	c.Serial = max(c.Serial+1, gone+1, uint64(max(now.UnixMilli(), 1)))
 	b, err := c.Sign(id.Key)
 	if err != nil {
 		return fmt.Errorf("overlay: sign card: %w", err)

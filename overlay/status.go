@@ -168,12 +168,14 @@ type ApproveOptions struct {
 	TTL   *time.Duration `json:"ttl,omitempty"`
 }
 
-// InviteOptions makes a one-use invitation.
+// InviteOptions makes an invitation.
 type InviteOptions struct {
 	Ports string        `json:"ports"`
 	TTL   time.Duration `json:"ttl"` // at most 24 h
 	For   string        `json:"for,omitempty"`
 	Name  string        `json:"name,omitempty"`
+	Uses  int           `json:"uses,omitempty"`  // how many agents may use it, once each; 0: one
+	Trust time.Duration `json:"trust,omitempty"` // how long the trust that it gives lasts; 0: as long as is asked
 }
 
 // TrustResult tells how far a request or an acceptance has come.

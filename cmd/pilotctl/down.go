@@ -59,7 +59,7 @@ func stop(ctx context.Context, client *api.Client, wait time.Duration) (ran bool
 	if err != nil && api.AsError(err).Code == overlay.CodeNotRunning {
 		return false, nil
 	}
-	if err == nil && !gone(ctx, pid) {
+	if err == nil && pid != os.Getpid() && !gone(ctx, pid) {
 		err = overlay.Errorf(overlay.CodeTimeout, "process %d is still there after %v", pid, wait).
 			WithHint("kill -9 %d, then pilotctl down once more", pid)
 	}

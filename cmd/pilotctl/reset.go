@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -11,12 +12,17 @@ import (
 	"github.com/pilotnet/pilot/overlay/api"
 )
 
+// stopPatience is how long a stop may take.
+const stopPatience = 20 * time.Second
+
 func (p *program) resetCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "reset",
-		Usage: "forget all peers: end all trust, requests and publications",
-		Description: `Peers are told. Key, address and settings stay, and servers go on knowing the
-address. Without --yes it only says what it would do. The agent must be up.`,
+		Usage: "forget all peers, have servers forget this agent, and stop it",
+		Description: `Ends all trust, requests and publications; peers are told. Home servers forget card,
+mail and whereabouts; one that is not reached in ten seconds goes on knowing them, which
+is said. Key, address and settings stay: pilotctl up claims the address anew. Without
+--yes it only says what it would do. The agent must be up.`,
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do it"}},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
@@ -30,7 +36,13 @@ address. Without --yes it only says what it would do. The agent must be up.`,
 			if err != nil {
 				return err
 			}
-			return p.result(r, func(w io.Writer) { fmt.Fprintln(w, "forgotten:", r) })
+			if r.Servers, err = client.Withdraw(c.Context); err != nil {
+				return err
+			}
+			if _, err := stop(c.Context, client, stopPatience); err != nil {
+				return err
+			}
+			return p.result(r, r.text)
 		},
 	}
 }
@@ -40,6 +52,20 @@ type resetResult struct {
 	Peers     []string `json:"peers"` // by name
 	Requests  int      `json:"requests"`
 	Published int      `json:"published"`
+
+	Servers []overlay.Withdrawal `json:"servers"`
+}
+
+func (r resetResult) text(w io.Writer) {
+	fmt.Fprintln(w, "forgotten:", r)
+	for _, s := range r.Servers {
+		if s.Gone {
+			fmt.Fprintf(w, "claim withdrawn: %s\n", s.Server)
+			continue
+		}
+		fmt.Fprintf(w, "claim not withdrawn: %s goes on knowing this agent: %s\n", s.Server, s.Error)
+	}
+	fmt.Fprintln(w, "the agent is down; pilotctl up claims its address anew")
 }
 
 func (r resetResult) String() string {
@@ -82,7 +108,7 @@ func (p *program) reset(c *cli.Context, client *api.Client, really bool) (resetR
 	if err != nil {
 		return resetResult{}, err
 	}
-	r := resetResult{Peers: []string{}, Requests: len(in) + len(out), Published: len(served)}
+	r := resetResult{Peers: []string{}, Servers: []overlay.Withdrawal{}, Requests: len(in) + len(out), Published: len(served)}
 	for _, peer := range peers {
 		r.Peers = append(r.Peers, who(peer.Name, peer.Address))
 	}

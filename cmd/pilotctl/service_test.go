@@ -42,6 +42,15 @@ func TestServiceGolden(t *testing.T) {
 		{"reset", nil, []string{"reset"}},
 		{"reset_yes", nil, []string{"reset", "--yes"}},
 		{"reset_nothing", empty, []string{"reset", "--yes"}},
+		{"help_invite", nil, []string{"trust", "invite", "--help"}},
+		{"invite_fleet", nil, []string{"trust", "invite", "--ports", "80", "--ttl", "1h", "--uses", "50", "--name", "worker", "--trust-ttl", "30d"}},
+		{"invite_fleet_for", nil, []string{"trust", "invite", "--ports", "80", "--ttl", "1h", "--uses", "2", "--for", bobContact}},
+		{"invite_list", nil, []string{"trust", "invite", "list"}},
+		{"invite_list_empty", func(a *apitest.Agent) { a.Made = nil }, []string{"trust", "invite", "list"}},
+		{"invite_revoke", nil, []string{"trust", "invite", "revoke", "0123"}},
+		{"invite_revoke_keep", nil, []string{"trust", "invite", "revoke", "--keep", "0123"}},
+		{"invite_revoke_nobody", nil, []string{"trust", "invite", "revoke", "77"}},
+		{"reset_unreachable", connecting, []string{"reset", "--yes"}},
 		{"completion_what", nil, []string{"completion", "tcsh"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

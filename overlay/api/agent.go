@@ -27,6 +27,10 @@ type Agent interface {
 	Reject(ctx context.Context, peer string) error
 	Block(ctx context.Context, peer string) error
 	Invite(ctx context.Context, o overlay.InviteOptions) (token string, err error)
+	Invites() []overlay.Invite
+	EndInvite(ctx context.Context, o overlay.EndInviteOptions) (overlay.Invite, error)
+	// Withdraw takes the agent's claims back from its servers, before it ends.
+	Withdraw(ctx context.Context) ([]overlay.Withdrawal, error)
 
 	// Ping sends one ping through the tunnel and waits for its answer.
 	Ping(ctx context.Context, peer string, seq int) (overlay.Pong, error)

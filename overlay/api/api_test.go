@@ -135,6 +135,10 @@ func TestGolden(t *testing.T) {
 		{"approve", govern, "POST", "/v1/approve", `{"peer":"carol","ports":"all"}`},
 		{"reject", govern, "POST", "/v1/reject", `{"peer":"carol"}`},
 		{"invite", govern, "POST", "/v1/invite", `{"ports":"80","ttl":3600000000000}`},
+		{"invites", d.socket, "GET", "/v1/invites", ""},
+		{"invites_end", govern, "POST", "/v1/invites/end", `{"id":"0123"}`},
+		{"withdraw", govern, "POST", "/v1/withdraw", "{}"},
+		{"withdraw_by_use", d.socket, "POST", "/v1/withdraw", "{}"},
 		{"misspelt", govern, "POST", "/v1/approve", `{"peer":"carol","port":"80"}`},
 		{"two_objects", d.socket, "POST", "/v1/revoke", `{"peer":"bob"}{}`},
 		{"no_body", d.socket, "POST", "/v1/revoke", ""},
@@ -212,7 +216,7 @@ func TestClient(t *testing.T) {
 		t.Errorf("revoke of nobody: %q", got)
 	}
 	want := []string{
-		`approve carol as="c" ports=80 ttl=1h0m0s`, `invite ports="80" ttl=1h0m0s for="" name=""`,
+		`approve carol as="c" ports=80 ttl=1h0m0s`, `invite ports="80" ttl=1h0m0s for="" name="" uses=0 trust=0s`,
 		"revoke bob", "reject carol", "block carol", "whois [fd50:494c:4f54::200]:80",
 		`serve http 3000 port=80 allow=["bob"]`, "unserve 80", "revoke nobody",
 	}

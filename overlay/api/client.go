@@ -148,11 +148,26 @@ func (c *Client) Block(ctx context.Context, peer string) error {
 	return c.post(ctx, governHost, "/v1/block", peerBody{Peer: peer}, nil)
 }
 
-// Invite makes a one-use token.
+// Invites lists the invitations that were made here.
+func (c *Client) Invites(ctx context.Context) (v []overlay.Invite, err error) {
+	return v, c.get(ctx, "/v1/invites", &v)
+}
+
+// Invite makes a token.
 func (c *Client) Invite(ctx context.Context, o overlay.InviteOptions) (token string, err error) {
 	var v inviteAnswer
 	err = c.post(ctx, governHost, "/v1/invite", o, &v)
 	return v.Token, err
+}
+
+// EndInvite ends an invitation, and the trust of all who used it.
+func (c *Client) EndInvite(ctx context.Context, o overlay.EndInviteOptions) (v overlay.Invite, err error) {
+	return v, c.post(ctx, governHost, "/v1/invites/end", o, &v)
+}
+
+// Withdraw takes the agent's claims back from its servers. What is to follow is Down.
+func (c *Client) Withdraw(ctx context.Context) (v []overlay.Withdrawal, err error) {
+	return v, c.post(ctx, governHost, "/v1/withdraw", struct{}{}, &v)
 }
 
 // Down asks the daemon to end and returns its process number. The process is

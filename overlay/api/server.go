@@ -106,6 +106,7 @@ func (s *Server) handler(govern bool) http.Handler {
 	get("/v1/peers", func(*http.Request) (any, error) { return list(a.Peers()), nil })
 	get("/v1/pending", func(*http.Request) (any, error) { return requests(a.Pending()), nil })
 	get("/v1/outgoing", func(*http.Request) (any, error) { return requests(a.Outgoing()), nil })
+	get("/v1/invites", func(*http.Request) (any, error) { return list(a.Invites()), nil })
 	get("/v1/netcheck", func(r *http.Request) (any, error) { return a.Netcheck(r.Context()) })
 	get("/v1/whois", func(r *http.Request) (any, error) { return a.Whois(r.URL.Query().Get("addr")) })
 
@@ -145,6 +146,13 @@ func (s *Server) handler(govern bool) http.Handler {
 		post(m, p, func(ctx context.Context, o overlay.InviteOptions) (inviteAnswer, error) {
 			token, err := a.Invite(ctx, o)
 			return inviteAnswer{Token: token}, err
+		})
+	})
+	governed("/v1/invites/end", func(m *http.ServeMux, p string) { post(m, p, a.EndInvite) })
+	governed("/v1/withdraw", func(m *http.ServeMux, p string) {
+		post(m, p, func(ctx context.Context, _ struct{}) ([]overlay.Withdrawal, error) {
+			w, err := a.Withdraw(ctx)
+			return list(w), err
 		})
 	})
 	governed("/v1/down", func(m *http.ServeMux, p string) { m.HandleFunc("POST "+p, s.down) })

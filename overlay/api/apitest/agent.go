@@ -19,6 +19,7 @@ type Agent struct {
 	Me       overlay.Status
 	Sent     []overlay.Request
 	Offered  []overlay.Served
+	Made     []overlay.Invite
 	Answers  map[string]error // by method name in lower case: that call fails so
 	Granted  bool             // Wait returns at once
 	DirectAt int              // from this ping on the path is direct
@@ -85,6 +86,10 @@ func New() *Agent {
 				Warning: "the agent card is signed and is served as it is: let the program itself put the overlay URL into it",
 				Allow:   []string{}, Peers: []string{}, NoGrant: []string{}},
 		},
+		Made: []overlay.Invite{{
+			ID: "0123456789", State: "open", Ports: "80", Name: "worker", Made: &start, Expires: start.Add(time.Hour), Uses: 50,
+			Used: []overlay.InviteUse{{Fingerprint: BobFingerprint, At: start, Trusted: true, Name: "worker-1"}},
+		}},
 		Answers: map[string]error{},
 	}
 }
@@ -210,7 +215,33 @@ func (a *Agent) Approve(_ context.Context, o overlay.ApproveOptions) (overlay.Tr
 
 // Invite implements api.Agent.
 func (a *Agent) Invite(_ context.Context, o overlay.InviteOptions) (string, error) {
-	return "pilot-invite1.abcdefgh", a.asked("invite", "ports=%q ttl=%v for=%q name=%q", o.Ports, o.TTL, o.For, o.Name)
+	return "pilot-invite1.abcdefgh", a.asked("invite", "ports=%q ttl=%v for=%q name=%q uses=%d trust=%v", o.Ports, o.TTL, o.For, o.Name, o.Uses, o.Trust)
+}
+
+// Invites implements api.Agent.
+func (a *Agent) Invites() []overlay.Invite { return a.Made }
+
+// EndInvite implements api.Agent.
+func (a *Agent) EndInvite(_ context.Context, o overlay.EndInviteOptions) (overlay.Invite, error) {
+	if err := a.asked("endinvite", "%s keep=%t", o.ID, o.Keep); err != nil {
+		return overlay.Invite{}, err
+	}
+	for _, i := range a.Made {
+		if strings.HasPrefix(i.ID, o.ID) {
+			i.State = "ended"
+			return i, nil
+		}
+	}
+	return overlay.Invite{}, overlay.Errorf(overlay.CodeNotFound, "no invitation %q", o.ID)
+}
+
+// Withdraw implements api.Agent.
+func (a *Agent) Withdraw(context.Context) ([]overlay.Withdrawal, error) {
+	var list []overlay.Withdrawal
+	for _, s := range a.Me.Servers {
+		list = append(list, overlay.Withdrawal{Server: s.Server, Gone: s.Claimed, Error: s.Error})
+	}
+	return list, a.asked("withdraw", "")
 }
 
 // Ping implements api.Agent.
