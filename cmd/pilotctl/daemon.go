@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"os"
 	"os/signal"
 	"slices"
 	"syscall"
@@ -26,8 +27,10 @@ func (p *program) daemonCommand() *cli.Command {
 			Name:  "run",
 			Usage: "run the agent until it is told to end, logging on stderr",
 			Description: `For service managers and containers; "pilotctl up" runs it in the background.
-SIGTERM, SIGINT and "pilotctl down" end it.`,
-			Flags: slices.Concat(nodeFlags(), runFlags(), []cli.Flag{
+SIGTERM, SIGINT and "pilotctl down" end it. With PILOT_INVITE=TOKEN or PILOT_INVITE_FILE=PATH
+it uses that invitation by itself, and makes the home server of the agent that invites its
+own if it has none.`,
+			Flags: slices.Concat(nodeFlags(), runFlags(), enrolFlags(), []cli.Flag{
 				&cli.BoolFlag{Name: "init", Usage: "make the agent first if there is none, as up does"},
 				&cli.IntFlag{Name: "report-fd", Hidden: true},
 			}),
@@ -50,12 +53,34 @@ func (p *program) daemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	ephemeral := p.ephemeral(c)
+	if ephemeral {
+		usual := at.config
+		if at, err = p.memoryPlaces(at); err != nil {
+			return err
+		}
+		if c.Int("report-fd") < reportFD { // otherwise up has made it
+			if err := makeMemory(at, usual); err != nil {
+				return err
+			}
+		}
+		defer os.RemoveAll(at.state)
+	}
+	var token string
+	if !c.Bool("no-invite") {
+		if token, err = p.standingInvite(); err == nil {
+			err = p.prepareInvite(c, at, token)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	set, err := p.settings(c, at)
 	if err != nil {
 		return err
 	}
 	id, err := readIdentity(at)
-	if errors.Is(err, errNoIdentity) && c.Bool("init") {
+	if errors.Is(err, errNoIdentity) && (c.Bool("init") || ephemeral) {
 		if _, err := p.makeAgent(c, at); err != nil {
 			return err
 		}
@@ -89,6 +114,13 @@ func (p *program) daemon(c *cli.Context) error {
 	if err := prepareDNS(resolv.Mode(set.dns), id, logger); err != nil {
 		return err
 	}
+	health, err := p.listenHealth(c)
+	if err != nil {
+		return err
+	}
+	if health != nil {
+		defer health.Close()
+	}
 	config := nodeConfig(c, at, set, id, logger)
 	config.Proxies = proxies
 	n, err := p.newNode(config)
@@ -96,7 +128,17 @@ func (p *program) daemon(c *cli.Context) error {
 		return err
 	}
 	logger.Info("daemon is up", "version", release, "address", id.Addr().String(), "socket", at.socket)
-	err = serve(ctx, n, sockets, mounts(set.services), logger)
+	var more extras
+	if health != nil {
+		more.beside = append(more.beside, func(ctx context.Context) error { return serveHealth(ctx, health, n.Status, logger) })
+	}
+	if token != "" {
+		more.beside = append(more.beside, func(ctx context.Context) error { return useInvite(ctx, n, token, logger) })
+	}
+	if ephemeral {
+		more.leave = func() { leave(n, logger) }
+	}
+	err = serve(ctx, n, sockets, mounts(set.services), logger, more)
 	logger.Info("daemon is down")
 	return err
 }
@@ -119,10 +161,25 @@ func prepareDNS(mode resolv.Mode, id ipam.Identity, logger *slog.Logger) error {
 	return nil
 }
 
+// extras are what a daemon does besides running its node.
+type extras struct {
+	beside []func(context.Context) error
+	leave  func() // the last that is done before the node ends; may be nil
+}
+
 // serve runs the node and the local interface to it until one of them ends.
-func serve(ctx context.Context, n node, sockets *api.Sockets, owners map[string]http.Handler, logger *slog.Logger) error {
-	ctx, stop := context.WithCancel(ctx)
+func serve(asked context.Context, n node, sockets *api.Sockets, owners map[string]http.Handler, logger *slog.Logger, more extras) error {
+	asked, stop := context.WithCancel(asked)
 	defer stop()
+	ctx, end := context.WithCancel(context.WithoutCancel(asked))
+	defer end()
+	left := context.AfterFunc(asked, func() {
+		if more.leave != nil {
+			more.leave()
+		}
+		end()
+	})
+	defer left()
 	server := api.NewServer(api.Config{Agent: n, Logger: logger, Stop: stop, Mounts: owners})
 	group, both := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -131,6 +188,9 @@ func serve(ctx context.Context, n node, sockets *api.Sockets, owners map[string]
 	})
 	group.Go(func() error { return server.Run(both, sockets) })
 	group.Go(func() error { fitProcessors(both); return nil })
+	for _, f := range more.beside {
+		group.Go(func() error { return f(both) })
+	}
 	told := notifyManager(both, func() { n.Status() }, logger)
 	err := group.Wait()
 	told()

@@ -40,6 +40,9 @@ func (p *program) downCommand() *cli.Command {
 			if err := tidy(at, c.String("hosts-file")); err != nil {
 				return err
 			}
+			if err := p.tidyMemory(at, c.String("hosts-file")); err != nil {
+				return err
+			}
 			return p.result(map[string]bool{"was_up": ran}, func(w io.Writer) {
 				if ran {
 					fmt.Fprintln(w, "the agent is down")

@@ -13,8 +13,10 @@ import (
 
 func (p *program) idCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "id",
-		Usage: "say who this agent is, and its contact to give to others",
+		Name:        "id",
+		Usage:       "say who this agent is, and its contact to give to others; move it to another machine",
+		UsageText:   "pilotctl id [export --out FILE | import FILE]",
+		Subcommands: []*cli.Command{p.idExportCommand(), p.idImportCommand()},
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
 				return err

@@ -17,17 +17,22 @@ import (
 
 func (p *program) joinCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "join",
-		Usage:       "use an invitation: init, up and trust accept in one",
-		ArgsUsage:   "TOKEN|-|file:PATH",
-		Description: `A new agent without --server makes the inviting agent's home server its own.`,
-		Flags:       joinFlags(),
+		Name:      "join",
+		Usage:     "use an invitation: init, up and trust accept in one",
+		ArgsUsage: "TOKEN|-|file:PATH",
+		Description: `The token is all that a fresh machine needs: a new agent without --server makes the
+inviting agent's home server its own. Without an argument the token is taken from
+PILOT_INVITE or the file that PILOT_INVITE_FILE names.`,
+		Flags: joinFlags(),
 		Action: func(c *cli.Context) error {
-			token, err := p.tokenArgument(c)
+			token, err := p.joinToken(c)
 			if err != nil {
 				return err
 			}
 			if err := p.borrowServer(c, token); err != nil {
+				return err
+			}
+			if err := c.Set("no-invite", "true"); err != nil {
 				return err
 			}
 			r, err := p.up(c)
@@ -38,6 +43,16 @@ func (p *program) joinCommand() *cli.Command {
 			return p.accept(c, token)
 		},
 	}
+}
+
+// joinToken is the token of the command line, or else that of the environment.
+func (p *program) joinToken(c *cli.Context) (string, error) {
+	if c.NArg() == 0 {
+		if token, err := p.standingInvite(); token != "" || err != nil {
+			return token, err
+		}
+	}
+	return p.tokenArgument(c)
 }
 
 // joinFlags are those of up and of accept, which share --wait.

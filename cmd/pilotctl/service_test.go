@@ -50,6 +50,11 @@ func TestServiceGolden(t *testing.T) {
 		{"invite_revoke", nil, []string{"trust", "invite", "revoke", "0123"}},
 		{"invite_revoke_keep", nil, []string{"trust", "invite", "revoke", "--keep", "0123"}},
 		{"invite_revoke_nobody", nil, []string{"trust", "invite", "revoke", "77"}},
+		{"help_id", nil, []string{"id", "--help"}},
+		{"help_id_export", nil, []string{"id", "export", "--help"}},
+		{"help_id_import", nil, []string{"id", "import", "--help"}},
+		{"help_join", nil, []string{"join", "--help"}},
+		{"help_daemon", nil, []string{"daemon", "run", "--help"}},
 		{"reset_unreachable", connecting, []string{"reset", "--yes"}},
 		{"completion_what", nil, []string{"completion", "tcsh"}},
 	} {

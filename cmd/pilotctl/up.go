@@ -45,7 +45,7 @@ programs here reach peers through its proxy ("pilotctl proxy env").`,
 }
 
 func upFlags() []cli.Flag {
-	return slices.Concat(nodeFlags(), runFlags(), []cli.Flag{
+	return slices.Concat(nodeFlags(), runFlags(), enrolFlags(), []cli.Flag{
 		&cli.DurationFlag{Name: "wait", Value: 30 * time.Second, Usage: "wait so long for a server"},
 		&cli.StringFlag{Name: "adopt", Usage: "first move the agent in this state directory here"},
 	})
@@ -94,6 +94,15 @@ func (p *program) up(c *cli.Context) (upResult, error) {
 	if err != nil {
 		return upResult{}, err
 	}
+	usual := at.config
+	if p.ephemeral(c) {
+		if c.String("adopt") != "" {
+			return upResult{}, usagef("--adopt and --ephemeral exclude each other")
+		}
+		if at, err = p.memoryPlaces(at); err != nil {
+			return upResult{}, err
+		}
+	}
 	w := startup{program: p, at: at, client: api.NewClient(at.socket), wait: c.Duration("wait")}
 	running, err := w.client.Status(c.Context)
 	switch {
@@ -105,10 +114,15 @@ func (p *program) up(c *cli.Context) (upResult, error) {
 	case api.AsError(err).Code != overlay.CodeNotRunning:
 		return upResult{}, err
 	default:
+		if p.ephemeral(c) {
+			if err := makeMemory(at, usual); err != nil {
+				return upResult{}, err
+			}
+		}
 		if err := p.prepare(c, at, given); err != nil {
 			return upResult{}, err
 		}
-		if w.child, err = startDaemon(at, daemonArguments(c, at)); err != nil {
+		if w.child, err = startDaemon(at, append(daemonArguments(c, at), p.enrolArguments(c)...)); err != nil {
 			return upResult{}, err
 		}
 		defer w.child.release()
