@@ -77,3 +77,48 @@ func TestEphemeral(t *testing.T) {
 		t.Error("worker-1 is still trusted")
 	}
 }
+
+// TestMove: an agent that was exported is the same on another machine: its peer reaches
+// it under the same address and name, and nobody approves anything. Where it came
+// from it has to stay down: of two, the one started later wins.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "port", "linux")
+	s := l.server(t)
+	alice, old := l.agent(t, "a1", "alice"), l.agent(t, "b1", "bob")
+	alice.up(t, s)
+	old.up(t, s)
+	trust(t, alice, old, "8080")
+	file := filepath.Join(l.dir, "bob.pilot")
+	with := func(a *agent, passphrase string, args ...string) outcome {
+		t.Helper()
+		c := a.command(t.Context(), append([]string{"pilotctl", "id"}, args...)...)
+		c.Env = append(c.Env, "PILOT_PASSPHRASE="+passphrase)
+		return finish(t, c)
+	}
+	wantRefusal(t, with(old, "correct horse", "export", "--out", file), 7, "pilotctl down")
+	old.pilot(t, "down")
+	if o := with(old, "correct horse", "export", "--out", file); o.status != 0 {
+		t.Fatal(o)
+	}
+
+	bob := l.machine(t, "b2", "bob2")
+	l.website(t, "b2", "[::]:8080")
+	wantRefusal(t, with(bob, "battery staple", "import", file), 8, "wrong passphrase")
+	if o := with(bob, "correct horse", "import", file); o.status != 0 {
+		t.Fatal(o)
+	}
+	bob.pilot(t, "up")
+	if was, is := old.id(t), bob.id(t); was.Address != is.Address || was.Contact != is.Contact {
+		t.Fatalf("%+v has become %+v", was, is)
+	}
+	within(t, 30*time.Second, "alice reaches bob where he is now", func() bool {
+		return alice.run(t, "curl", "-sS", "-m", "5", bobURL).stdout == page
+	})
+	if requests := bob.status(t).Requests; len(requests) > 0 {
+		t.Errorf("to be approved: %+v", requests)
+	}
+
+	old.pilot(t, "up")
+	within(t, 20*time.Second, "the one that was started first stops", func() bool { return bob.status(t).State == "conflict" })
+}
