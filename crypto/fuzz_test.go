@@ -82,6 +82,43 @@ func FuzzText(f *testing.F) {
 	})
 }
 
+// FuzzKeys: a key that is accepted is the bytes that it came as, in every form, and
+// can be used: nothing agreed with it is zero, and something can be sealed to it.
+func FuzzKeys(f *testing.F) {
+	public, dh := testKey(1).Public(), testDH(2).Public()
+	f.Add(public[:])
+	f.Add(dh[:])
+	f.Add(make([]byte, 32))
+	seal, err := NewSealPrivate([32]byte{3})
+	if err != nil {
+		f.Fatal(err)
+	}
+	sealing := seal.Public()
+	f.Add(sealing[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, err := ParsePublicKey(b); err == nil {
+			text, err := k.MarshalText()
+			var again PublicKey
+			if !bytes.Equal(k[:], b) || err != nil || again.UnmarshalText(text) != nil || again != k {
+				t.Errorf("%x: %x, %s, %v", b, k[:], text, err)
+			}
+		}
+		if k, err := ParseDHPublic(b); err == nil {
+			if again, err := ParseDHPublicText(k.String()); !bytes.Equal(k[:], b) || err != nil || again != k {
+				t.Errorf("%x: %x, %v", b, k[:], err)
+			}
+			if secret, err := newKeyPair(*testDH(2)).dh(k); err != nil || secret == [32]byte{} {
+				t.Errorf("%x: accepted, and agrees on %x, %v", b, secret, err)
+			}
+		}
+		if k, err := ParseSealPublic(b); err == nil {
+			if _, err := k.Seal("fuzz", nil); err != nil || !bytes.Equal(k[:], b) {
+				t.Errorf("%x: accepted, and cannot be sealed to: %v", b, err)
+			}
+		}
+	})
+}
+
 // FuzzHeaders: a header that is accepted is the one that the fields encode,
 // and no bytes are two kinds of message.
 func FuzzHeaders(f *testing.F) {
