@@ -175,6 +175,9 @@ func (n *Node) dialAddr(ctx context.Context, network string, to netip.AddrPort) 
 	if s := n.stack(); s != nil {
 		return s.DialContext(ctx, network, to)
 	}
+	if d, ok := n.cfg.Network.(services.Dialer); ok {
+		return d.DialContext(ctx, network, to.String())
+	}
 	var d net.Dialer
 	return d.DialContext(ctx, network, to.String())
 }

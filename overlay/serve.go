@@ -69,7 +69,11 @@ func (n *Node) newServing() *serving {
 			n.log.Error("the list of publications cannot be read", "err", err)
 		}
 	}
-	s.publisher = publish.New(publish.Config{Own: n.cfg.Identity.Addr(), Rules: rules, Save: n.saveServed})
+	c := publish.Config{Own: n.cfg.Identity.Addr(), Rules: rules, Save: n.saveServed}
+	if d, ok := n.cfg.Network.(services.Dialer); ok {
+		c.Dial = d.DialContext
+	}
+	s.publisher = publish.New(c)
 	s.group = services.NewGroup(s.env, append(slices.Clone(n.cfg.Services), s.publisher)...)
 	return s
 }

@@ -51,6 +51,12 @@ type Network interface {
 	ListenPacket(ctx context.Context, port uint16) (net.PacketConn, error)
 }
 
+// A Dialer is a Network of a machine that is not the one that the agent runs on: its
+// programs, those on its loopback too, are reached from there.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
 // source is the address in a, without port and zone.
 func source(a net.Addr) netip.Addr {
 	switch a := a.(type) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,8 @@ type Config struct {
 	Own   ipam.Addr          // the agent's address
 	Rules []Rule             // from the last run
 	Save  func([]Rule) error // makes the rules durable
+	// Dial connects to programs on the loopback; nil: on that of this process.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // A Publisher is the service that carries out the rules.
@@ -97,6 +100,7 @@ func (p *Publisher) make(r Rule) *publication {
 	if err != nil {
 		panic("publish: a checked rule has a bad target: " + err.Error())
 	}
+	t.via = p.cfg.Dial
 	n := &publication{own: p.cfg.Own, target: t, published: p.published, err: errors.New("not started yet")}
 	n.current.Store(&r)
 	return n

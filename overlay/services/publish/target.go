@@ -17,6 +17,7 @@ type target struct {
 	port  uint16
 	addrs []netip.Addr
 	last  atomic.Uint32 // the one of addrs that answered last
+	via   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 var (
@@ -64,12 +65,15 @@ const dialTime = 5 * time.Second
 
 // dial connects to the program.
 func (t *target) dial(ctx context.Context) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTime, KeepAlive: -1}
+	dial := t.via
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTime, KeepAlive: -1}).DialContext
+	}
 	first := t.last.Load()
 	var failed error
 	for i := range t.addrs {
 		at := (int(first) + i) % len(t.addrs)
-		c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(t.addrs[at], t.port).String())
+		c, err := dial(ctx, "tcp", netip.AddrPortFrom(t.addrs[at], t.port).String())
 		if err == nil {
 			t.last.Store(uint32(at))
 			return c, nil
