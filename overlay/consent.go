@@ -195,6 +195,7 @@ func (n *Node) Approve(ctx context.Context, o ApproveOptions) (TrustResult, erro
 		return TrustResult{}, err
 	}
 	n.loop.kickOutbox()
+	n.loop.tellHead(true)
 	r := trustResult(p, p.In)
 	if p.In.All() {
 		r.Listening = listeningSockets()
@@ -241,6 +242,7 @@ func (n *Node) cutOff(ctx context.Context, peer string, durable func(crypto.Publ
 		return publicError(err)
 	}
 	n.loop.kickOutbox()
+	n.loop.tellHead(true)
 	n.loop.nudgeNames()
 	return nil
 }

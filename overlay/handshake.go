@@ -70,7 +70,7 @@ func (l *link) knockAgain(now instant) {
 	}
 	when := l.loop.epochTime(now.wall)
 	init, err := t.slot.pair.Initiate(when, l.loop.newIndex(), crypto.InitPayload{
-		Millis: uint64(when.UnixMilli()), Instance: l.loop.instance,
+		Millis: uint64(when.UnixMilli()), Instance: l.loop.instance, Head: l.loop.heads.count,
 	})
 	if err != nil {
 		l.loop.log.Error("cannot make a handshake", "peer", l.book.Name, "err", err)
@@ -216,6 +216,7 @@ func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt
 	if l.active == s {
 		l.abandon()
 		l.publish()
+		l.greetHead(s.head)
 	}
 	l.loop.log.Debug("session", "peer", l.book.Name, "path", describe(path), "initiated", s.initiated)
 }
@@ -346,7 +347,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	}
 	sender, _, _ := crypto.InitHeader(e.body)
 	s := l.newSession(now, crypto.NewSession(keys, index, sender), slot, false)
-	s.millis = in.Millis
+	s.millis, s.head = in.Millis, in.Head
 	l.loop.noteAnswer(e.body)
 	if e.path.Relayed() {
 		l.loop.frame(e.path, msg)

@@ -137,6 +137,7 @@ type home struct {
 	refused      error // the server will not have our address: it is not used
 	lastErr      error
 	tlsWarning   string
+	head         homeHead
 	busy         bool // a control channel is open or being opened
 	claimDue     bool
 	mailDue      bool
@@ -196,7 +197,7 @@ func (h *home) advance(now instant) {
 	} else {
 		h.loop.resolve(h.host)
 	}
-	if (h.claimDue || h.mailDue) && !h.busy && h.refused == nil && !h.loop.superseded {
+	if (h.claimDue || h.mailDue || h.head.due && !h.head.deaf) && !h.busy && h.refused == nil && !h.loop.superseded {
 		if now.wall.Before(h.retry) {
 			if next.IsZero() || h.retry.Before(next) {
 				next = h.retry
@@ -219,7 +220,7 @@ func (h *home) events(now instant, events []relay.HomeEvent) {
 				l.surveyAgain()
 			}
 			l.log.Info("registered", "server", h.host.server.HostPort(), "observed", e.Addr)
-			h.mailDue = true
+			h.mailDue, h.head = true, homeHead{} // a server may have lost what it kept
 			l.setSkew(now, e.Time)
 			l.kickOutbox()
 		case relay.Observed:
@@ -351,62 +352,79 @@ const (
 // and fetches the mail.
 func (h *home) control(now instant) {
 	h.busy = true
-	claim, mail := h.claimDue, h.mailDue
+	todo := controlWork{claim: h.claimDue, mail: h.mailDue, head: h.head.wanted()}
 	h.mailDue = false
 	l := h.loop
 	static := l.secrets.registration
 	cfg := l.dialConfig(h.host.server)
 	cfg.Static, cfg.Key = &static, l.id.Key.Public()
 	l.jobs.do(func(ctx context.Context) {
-		warning, err := l.controlJob(ctx, cfg, claim, mail)
+		err := l.controlJob(ctx, cfg, &todo)
 		l.post(func(now instant) {
 			h.busy = false
-			if warning != "" {
-				h.tlsWarning = warning
+			if todo.warning != "" {
+				h.tlsWarning = todo.warning
 			}
-			h.controlled(now, claim, mail, err)
+			h.controlled(now, todo, err)
 		})
 	})
 }
 
-// controlJob runs beside the loop.
-func (l *loop) controlJob(ctx context.Context, cfg relay.DialConfig, claim, mail bool) (warning string, err error) {
+// controlWork is what a control channel is for, and what came of it.
+type controlWork struct {
+	claim, mail, head bool
+	held              uint64 // head: what the server keeps
+	warning           string
+}
+
+// controlJob runs beside the loop. Heads go before mail: on a restored backup no mail
+// is to grant anything.
+func (l *loop) controlJob(ctx context.Context, cfg relay.DialConfig, todo *controlWork) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	c, err := relay.Dial(ctx, cfg)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer c.Close()
-	if claim {
+	todo.warning = c.TLSWarning()
+	if todo.claim {
 		card := l.secrets.card()
 		parsed, err := crypto.ParseCard(card)
 		if err != nil {
-			return c.TLSWarning(), fmt.Errorf("own card: %w", err)
+			return fmt.Errorf("own card: %w", err)
 		}
 		own := ipam.Claim{
 			Addr: l.id.Addr(), Key: l.id.Key.Public(), Counter: l.id.Counter,
 			Registration: static(cfg), Serial: parsed.Serial,
 		}
 		if err := c.Claim(ctx, own.Sign(l.id.Key), card); err != nil {
-			return c.TLSWarning(), err
+			return err
 		}
 	}
-	if mail {
-		err = l.fetchMail(ctx, c)
+	if todo.head {
+		if todo.held, err = l.exchangeHead(ctx, c, cfg.Server.HostPort()); err != nil {
+			return err
+		}
 	}
-	return c.TLSWarning(), err
+	if todo.mail {
+		return l.fetchMail(ctx, c)
+	}
+	return nil
 }
 
 func static(c relay.DialConfig) crypto.DHPublic { return c.Static.Public() }
 
 // controlled takes the result of a control channel.
-func (h *home) controlled(now instant, claim, mail bool, err error) {
+func (h *home) controlled(now instant, did controlWork, err error) {
 	l := h.loop
+	if did.head {
+		h.head.exchanged(did.held, err)
+	}
 	switch {
 	case err == nil:
 		h.wait, h.retry = 0, time.Time{}
-		if claim {
+		if did.claim {
 			h.claimDue, h.claimed, h.lastErr = false, true, nil
 			l.storeClaimed(h.host.server)
 			h.machine.Kick(now.wall)
@@ -416,7 +434,7 @@ func (h *home) controlled(now instant, claim, mail bool, err error) {
 		l.log.Error("address refused; this server is not used", "server", h.host.server.HostPort(), "err", err)
 	default:
 		h.lastErr = err
-		h.mailDue = h.mailDue || mail
+		h.mailDue = h.mailDue || did.mail
 		h.wait = min(max(2*h.wait, controlFirst), controlMost)
 		h.retry = now.wall.Add(h.wait)
 		l.log.Warn("control channel failed", "server", h.host.server.HostPort(), "err", err, "retry", h.wait)

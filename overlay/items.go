@@ -28,6 +28,7 @@ const (
 	itemFrag       itemKind = 0x15 // id 2, half 1 (0 first, 1 second), data
 	itemPing       itemKind = 0x16 // token 8
 	itemPong       itemKind = 0x17 // token 8, echoed
+	itemHead       itemKind = 0x19 // crypto.Head, signed: the sender's own, or the receiver's shown back
 	// itemRekey (0x18) is reserved for an ML-KEM exchange inside the tunnel.
 )
 

@@ -24,6 +24,7 @@ type link struct {
 	last     uint64        // newest INIT time that led to a confirmed session, unix ms
 	tried    time.Duration // when the last tentative handshake was answered
 
+	heads  linkHeads
 	agent  *natt.Agent
 	use    natt.Action // the agent's last ActUse
 	bridge bridge
@@ -54,6 +55,7 @@ type slotState struct {
 type liveSession struct {
 	*sessionEntry
 	millis uint64        // time in the INIT that made it, if the peer's
+	head   uint64        // the peer's count of changes in that INIT
 	retire time.Duration // 0: not replaced yet
 }
 
@@ -451,6 +453,8 @@ func (l *link) received(now instant, e event) {
 		}
 	case itemPong:
 		l.loop.pong(now, e)
+	case itemHead:
+		l.shownHead(now, e.body)
 	}
 }
 

@@ -70,6 +70,7 @@ type loop struct {
 	minute     alarm
 	live       int // sessions in the table
 	outbox     *outbox
+	heads      heads
 	names      chan struct{} // kicks publishNames
 }
 
@@ -303,6 +304,7 @@ func (l *loop) everyMinute(now instant) {
 		if !k.peer.policy.Load().live(now.boot) {
 			l.refresh(now, key)
 		}
+		k.keepHead(now, false)
 		if !k.agent.Searching() {
 			k.prunePool(now)
 		}
@@ -370,6 +372,7 @@ func (l *loop) updateCandidates(now instant) {
 func (l *loop) shutdown() {
 	for _, k := range l.links {
 		k.closePool(l.now())
+		k.keepHead(l.now(), true)
 		if k.active != nil {
 			k.item(itemClose, []byte{closeShutdown})
 		}

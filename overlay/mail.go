@@ -56,6 +56,7 @@ const (
 )
 
 func (l *loop) kickOutbox() {
+	l.tellHead(false)
 	select {
 	case l.outbox.kick <- struct{}{}:
 	default:

@@ -104,6 +104,7 @@ func (l *loop) expel(k *link) {
 	}
 	l.snapshot.Store(&n)
 	k.disconnect()
+	k.keepHead(l.now(), true)
 	for _, s := range k.slots {
 		l.tags.remove(s.knock)
 	}

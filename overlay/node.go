@@ -161,6 +161,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 		links: map[crypto.PublicKey]*link{}, byPeer: map[*peer]*link{}, waits: map[uint32]*link{},
 		hosts: map[string]*serverHost{}, proxies: n.cfg.Proxies, stun: n.cfg.STUN, pings: map[[pingBody]byte]*ping{}, names: make(chan struct{}, 1),
 	}
+	l.heads = newHeads()
 	l.outbox = &outbox{loop: l, kick: make(chan struct{}, 1)}
 	var b [8]byte
 	// crypto/rand never fails (it ends the process instead).
@@ -195,6 +196,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(newOutbound(n.plane).run)
 	g.Go(newInbound(n.plane, n.plane.conn, 0).run)
 	g.Go(func() error { return l.outbox.run(ctx) })
+	g.Go(func() error { return l.runHeads(ctx) })
 	g.Go(func() error { n.publishNames(ctx); return nil })
 	g.Go(func() error { n.serving.group.Run(ctx); return nil })
 	g.Go(func() error { return n.mapPort(ctx) })

@@ -8,6 +8,9 @@ import (
 	"github.com/pilotnet/pilot/tun"
 )
 
+// suspendedHint says how trust comes back into force after a restored backup.
+const suspendedHint = "look at `pilotctl trust list`, revoke who should not be there, then `pilotctl trust confirm`"
+
 // publicError turns an inner error into what users get: a code, and what to do
 // next.
 func publicError(err error) *Error {
@@ -48,6 +51,8 @@ var publicErrors = []struct {
 	{trust.ErrName, CodeInvalidArgument, "choose a name of letters, digits and hyphens with --as", false},
 	{trust.ErrAddressTaken, CodeConflict, "revoke the peer that has the address first", false},
 	{trust.ErrActive, CodeConflict, "", false},
+	{trust.ErrSuspended, CodeConflict, suspendedHint, false},
+	{trust.ErrNotSuspended, CodeNotFound, "there is nothing to confirm; `pilotctl status` shows the state", false},
 	{trust.ErrNotFound, CodeNotFound, "`pilotctl trust pending` and `pilotctl peers` list what is known", false},
 	{trust.ErrExpired, CodeNotTrusted, "ask again with `pilotctl trust request`", false},
 	{trust.ErrRevoked, CodeNotTrusted, "ask again with `pilotctl trust request`", false},

@@ -21,7 +21,7 @@ type Status struct {
 	ID
 	Version  string            `json:"version"`
 	Started  time.Time         `json:"started"`
-	State    string            `json:"state"` // "ready", "starting", "no_server", "conflict"
+	State    string            `json:"state"` // "ready", "starting", "no_server", "conflict", "suspended"
 	Requests []Request         `json:"requests"`
 	Servers  []ServerStatus    `json:"servers"`
 	Device   DeviceStatus      `json:"device"`
@@ -31,6 +31,20 @@ type Status struct {
 	Services []ServiceStatus   `json:"services"`
 	Drops    map[string]uint64 `json:"drops"`
 	Warnings []string          `json:"warnings,omitempty"`
+	// Suspended says why no trust is in force; nil: it is.
+	Suspended *Suspension `json:"suspended,omitempty"`
+}
+
+// A Suspension says that this state is older than what this agent told others: it
+// was restored from a backup, or another instance of the identity went on without
+// it. Trust that was revoked since may be in it, so none is in force until Confirm.
+type Suspension struct {
+	By    string    `json:"by"`           // who showed it: a server or a peer
+	Told  uint64    `json:"changes_told"` // changes of trust that others were told of
+	Here  uint64    `json:"changes_here"` // changes that this state knows
+	At    time.Time `json:"told_at"`      // when others were told, by this machine's clock of then
+	Since time.Time `json:"since"`
+	Peers int       `json:"peers"` // whose trust is suspended
 }
 
 // ServerStatus is what one home server knows of us.
@@ -73,7 +87,7 @@ type Peer struct {
 	Address     string     `json:"address"`
 	ULA         string     `json:"ula"`
 	Fingerprint string     `json:"fingerprint"`
-	Trust       string     `json:"trust"` // "active", "expired"
+	Trust       string     `json:"trust"` // "active", "expired", "suspended"
 	In          string     `json:"in"`    // ports the peer may reach here
 	Out         string     `json:"out"`   // ports we may reach there
 	Expires     *time.Time `json:"expires,omitempty"`

@@ -72,6 +72,9 @@ func (n *Node) Status() Status {
 		}
 	})
 	s.Peers, s.Services = n.Peers(), n.serviceStatus()
+	if s.Suspended = n.suspension(); s.Suspended != nil && s.State != "conflict" {
+		s.State = "suspended"
+	}
 	return s
 }
 
@@ -286,6 +289,9 @@ func (n *Node) Ping(ctx context.Context, who string, seq int) (Pong, error) {
 		return Pong{}, err
 	}
 	if p, ok := n.store.Peer(key); ok && p.State != trust.Active {
+		if p.State == trust.Suspended {
+			return Pong{}, Errorf(CodeNotTrusted, "trust with %s is suspended: this state is older than what others were told", who).WithHint(suspendedHint)
+		}
 		return Pong{}, Errorf(CodeNotTrusted, "trust with %s has expired", who).WithHint("ask again: pilotctl trust request %s", who)
 	}
 	w := &ping{key: key, done: make(chan Pong, 1), seq: seq}

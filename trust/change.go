@@ -95,7 +95,7 @@ func (d *draft) post(to crypto.PublicKey, card *cardRecord, class mailClass, sig
 	if card == nil {
 		return fmt.Errorf("trust: mail to %s: no card is known", to)
 	}
-	sealed, err := card.card(to).Seal.Seal(mailInfo, signed)
+	sealed, err := d.s.sealer.seal(card.card(to).Seal, signed)
 	if err != nil {
 		return fmt.Errorf("trust: mail to %s: %w", to, err)
 	}

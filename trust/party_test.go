@@ -22,20 +22,26 @@ type party struct {
 	boot  time.Duration
 	cards int // card checks
 	tweak func(*Config)
+	clear bool // mail is not sealed
 	*Store
 }
 
 func newParty(t testing.TB, name string) *party {
 	t.Helper()
 	p := &party{t: t, name: name, dir: t.TempDir(), now: epoch, boot: time.Hour}
-	p.key = crypto.NewPrivateKey(sha256.Sum256([]byte(name)))
-	var err error
-	if p.seal, err = crypto.NewSealPrivate(sha256.Sum256([]byte("seal " + name))); err != nil {
-		t.Fatal(err)
-	}
+	p.key, p.seal = partyKeys(t, name)
 	p.open()
 	t.Cleanup(func() { p.Close() })
 	return p
+}
+
+func partyKeys(t testing.TB, name string) (crypto.PrivateKey, crypto.SealPrivate) {
+	t.Helper()
+	seal, err := crypto.NewSealPrivate(sha256.Sum256([]byte("seal " + name)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return crypto.NewPrivateKey(sha256.Sum256([]byte(name))), seal
 }
 
 func (p *party) config() Config {
@@ -64,7 +70,9 @@ func (p *party) open() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.Store = s
+	if p.Store = s; p.clear {
+		s.sealer = clearMail{}
+	}
 }
 
 func (p *party) reopen() {

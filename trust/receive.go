@@ -74,7 +74,7 @@ func (s *Store) unseal(sealed []byte) (Statement, error) {
 		return Statement{}, fmt.Errorf("trust: mail of %d bytes", len(sealed))
 	}
 	for _, key := range s.cfg.Seal {
-		signed, err := key.Open(mailInfo, sealed)
+		signed, err := s.sealer.open(key, sealed)
 		if err != nil {
 			continue
 		}

@@ -64,8 +64,26 @@ type Store struct {
 	state   stateRecord
 	owed    *change // what the database could not take; part of the next transaction
 	limits  limits
+	sealer  sealing
 	views   map[crypto.PublicKey]*Peer // without what depends on the time; built when asked for
 	sorted  []*Peer                    // by name; nil: stale
+}
+
+// sealing is how mail is closed and opened: HPKE, but in tests of a hundred thousand
+// mails, which are about something else.
+type sealing interface {
+	seal(to crypto.SealPublic, signed []byte) ([]byte, error)
+	open(key crypto.SealPrivate, sealed []byte) ([]byte, error)
+}
+
+type hpke struct{}
+
+func (hpke) seal(to crypto.SealPublic, signed []byte) ([]byte, error) {
+	return to.Seal(mailInfo, signed)
+}
+
+func (hpke) open(key crypto.SealPrivate, sealed []byte) ([]byte, error) {
+	return key.Open(mailInfo, sealed)
 }
 
 // limits bound what strangers can make us keep: requests that wait, and strangers
@@ -99,6 +117,7 @@ func Open(c Config) (*Store, error) {
 		meta:    map[string][]byte{},
 		views:   map[crypto.PublicKey]*Peer{},
 		limits:  limits{pending: 256, strangers: 1024},
+		sealer:  hpke{},
 	}
 	if err := s.open(); err != nil {
 		s.closeFiles()

@@ -46,6 +46,11 @@ func (e *examination) daemon() []finding {
 	case s.State == "conflict":
 		list = one(check, broken, "another machine runs with the same identity", "pilotctl down there; or here, then pilotctl up --takeover")
 	}
+	if x := s.Suspended; x != nil {
+		list = append(list, finding{Check: "trust", State: broken,
+			Says: fmt.Sprintf("suspended: this state is older than what %s was told, %d changes of trust against %d", x.By, x.Here, x.Told),
+			Do:   "pilotctl trust list; pilotctl trust revoke who should not be there; pilotctl trust confirm"})
+	}
 	for _, w := range s.Warnings {
 		list = append(list, finding{Check: check, State: doubt, Says: w})
 	}

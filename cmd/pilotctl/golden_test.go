@@ -119,6 +119,13 @@ func TestGolden(t *testing.T) {
 		a.Me.State = "starting"
 		a.Me.Servers[0] = overlay.ServerStatus{Server: a.Me.Servers[0].Server, State: "connecting", Error: "connection refused"}
 	}
+	restored := func(a *apitest.Agent) {
+		a.Me.State = "suspended"
+		a.Me.Suspended = &overlay.Suspension{By: "rdv.example:3478", Told: 43, Here: 40, At: a.Me.Started, Since: a.Me.Started, Peers: len(a.Me.Peers)}
+		for i := range a.Me.Peers {
+			a.Me.Peers[i].Trust, a.Me.Peers[i].Path = "suspended", "none"
+		}
+	}
 	for _, c := range []struct {
 		name    string
 		prepare func(*apitest.Agent)
@@ -222,6 +229,12 @@ func TestGolden(t *testing.T) {
 		{"reject", nil, []string{"trust", "reject", "carol"}},
 		{"revoke", nil, []string{"trust", "revoke", "bob"}},
 		{"block", nil, []string{"trust", "block", "carol"}},
+		{"status_suspended", restored, []string{"status"}},
+		{"check_suspended", restored, []string{"status", "--check", "ready"}},
+		{"doctor_suspended", restored, []string{"doctor"}},
+		{"list_suspended", restored, []string{"trust", "list"}},
+		{"confirm", restored, []string{"trust", "confirm"}},
+		{"confirm_nothing", nil, []string{"trust", "confirm"}},
 		{"invite", nil, []string{"trust", "invite", "--ports", "80", "--ttl", "1h"}},
 		{"invite_no_ports", nil, []string{"trust", "invite", "--ttl", "1h"}},
 		{"invite_too_long", nil, []string{"trust", "invite", "--ports", "80", "--ttl", "2d"}},

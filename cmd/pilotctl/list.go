@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -54,6 +55,9 @@ func (p *program) listText(w io.Writer, l trustList) {
 		t.row(who(r.Name, r.Address), "asks us", portsText(r.Ports), portsText(r.Offer), p.until(r.Expires), r.Fingerprint)
 	}
 	t.close()
+	if slices.ContainsFunc(l.Peers, func(p overlay.Peer) bool { return p.Trust == "suspended" }) {
+		fmt.Fprintln(w, "suspended: this state is older than what others were told, so who was revoked since may be in it; pilotctl trust confirm")
+	}
 	if n := len(l.Incoming); n > 0 {
 		fmt.Fprintf(w, "waiting for a decision here: %d; pilotctl trust pending\n", n)
 	}

@@ -92,12 +92,16 @@ func (p *program) check(c *cli.Context, client *api.Client) error {
 	return p.result(map[string]string{"check": level, "state": s.State}, func(w io.Writer) { fmt.Fprintln(w, level) })
 }
 
-// ready says whether others can find this agent: a home server knows it.
+// ready says whether others can find this agent: a home server knows it. An agent
+// whose trust is suspended is of no use to them.
 func ready(s overlay.Status) bool {
-	return slices.ContainsFunc(s.Servers, func(s overlay.ServerStatus) bool { return s.State == "registered" })
+	return s.Suspended == nil && slices.ContainsFunc(s.Servers, func(s overlay.ServerStatus) bool { return s.State == "registered" })
 }
 
 func notReady(s overlay.Status) string {
+	if s.Suspended != nil {
+		return "all trust is suspended until pilotctl trust confirm"
+	}
 	if len(s.Servers) == 0 {
 		return "no home server is configured"
 	}
@@ -157,6 +161,8 @@ func stateText(state string) string {
 		return "up"
 	case "no_server":
 		return "up, but no home server knows it"
+	case "suspended":
+		return "up, but all trust is suspended: pilotctl trust list, revoke who should not be there, then pilotctl trust confirm"
 	case "conflict":
 		return "stopped: another machine runs with the same identity (here: pilotctl down, then up --takeover)"
 	}
@@ -170,6 +176,9 @@ func (p *program) statusText(w io.Writer, s overlay.Status, drops bool) {
 	}
 	fmt.Fprintf(w, "%s is %s\n", s.Name, stateText(s.State))
 	facts(w, "address", s.Address, "ula", s.ULA, "contact", s.Contact)
+	if s.Suspended != nil {
+		facts(w, "suspended", p.suspensionText(s.Suspended))
+	}
 	if !s.Claimed && len(s.Servers) > 0 {
 		facts(w, "claim", "unclaimed: not every home server has confirmed the address")
 	}

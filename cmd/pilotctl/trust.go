@@ -19,7 +19,7 @@ func (p *program) trustCommand() *cli.Command {
 		Usage: "ask for trust, grant it, list it, end it",
 		Subcommands: []*cli.Command{
 			p.requestCommand(), p.pendingCommand(), p.listCommand(), p.approveCommand(), p.rejectCommand(),
-			p.revokeCommand(), p.blockCommand(), p.inviteCommand(), p.acceptCommand(),
+			p.revokeCommand(), p.blockCommand(), p.confirmCommand(), p.inviteCommand(), p.acceptCommand(),
 		},
 	}
 }

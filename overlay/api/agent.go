@@ -26,6 +26,8 @@ type Agent interface {
 	Approve(ctx context.Context, o overlay.ApproveOptions) (overlay.TrustResult, error)
 	Reject(ctx context.Context, peer string) error
 	Block(ctx context.Context, peer string) error
+	// Confirm takes a state that was restored from a backup as it is, and returns the peers.
+	Confirm(ctx context.Context) ([]overlay.Peer, error)
 	Invite(ctx context.Context, o overlay.InviteOptions) (token string, err error)
 	Invites() []overlay.Invite
 	EndInvite(ctx context.Context, o overlay.EndInviteOptions) (overlay.Invite, error)

@@ -139,6 +139,8 @@ func TestGolden(t *testing.T) {
 		{"invites_end", govern, "POST", "/v1/invites/end", `{"id":"0123"}`},
 		{"withdraw", govern, "POST", "/v1/withdraw", "{}"},
 		{"withdraw_by_use", d.socket, "POST", "/v1/withdraw", "{}"},
+		{"confirm_nothing", govern, "POST", "/v1/confirm", "{}"},
+		{"confirm_by_use", d.socket, "POST", "/v1/confirm", "{}"},
 		{"misspelt", govern, "POST", "/v1/approve", `{"peer":"carol","port":"80"}`},
 		{"two_objects", d.socket, "POST", "/v1/revoke", `{"peer":"bob"}{}`},
 		{"no_body", d.socket, "POST", "/v1/revoke", ""},

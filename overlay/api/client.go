@@ -143,6 +143,12 @@ func (c *Client) Reject(ctx context.Context, peer string) error {
 	return c.post(ctx, governHost, "/v1/reject", peerBody{Peer: peer}, nil)
 }
 
+// Confirm ends the suspension of a state that was restored from a backup, and
+// returns the peers whose trust is in force again.
+func (c *Client) Confirm(ctx context.Context) (v []overlay.Peer, err error) {
+	return v, c.post(ctx, governHost, "/v1/confirm", struct{}{}, &v)
+}
+
 // Block drops a request or a peer, and all requests of that key to come.
 func (c *Client) Block(ctx context.Context, peer string) error {
 	return c.post(ctx, governHost, "/v1/block", peerBody{Peer: peer}, nil)

@@ -17,7 +17,7 @@
 //	use     GET  /v1/id  /v1/status  /v1/peers  /v1/pending  /v1/outgoing  /v1/whois?addr=IP[:PORT]  /v1/netcheck
 //	             /v1/served  /v1/invites
 //	        POST /v1/request  /v1/wait  /v1/accept  /v1/revoke  /v1/ping  /v1/serve  /v1/unserve
-//	govern  POST /v1/approve  /v1/reject  /v1/block  /v1/invite  /v1/invites/end  /v1/withdraw  /v1/down
+//	govern  POST /v1/approve  /v1/reject  /v1/block  /v1/confirm  /v1/invite  /v1/invites/end  /v1/withdraw  /v1/down
 //
 // Services add paths of their own on both sockets: /v1/exchange/ and /v1/tasks/,
 // see packages services/exchange and services/tasks.

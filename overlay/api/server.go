@@ -142,6 +142,12 @@ func (s *Server) handler(govern bool) http.Handler {
 	governed("/v1/approve", func(m *http.ServeMux, p string) { post(m, p, a.Approve) })
 	governed("/v1/reject", func(m *http.ServeMux, p string) { post(m, p, onPeer(a.Reject)) })
 	governed("/v1/block", func(m *http.ServeMux, p string) { post(m, p, onPeer(a.Block)) })
+	governed("/v1/confirm", func(m *http.ServeMux, p string) {
+		post(m, p, func(ctx context.Context, _ struct{}) ([]overlay.Peer, error) {
+			peers, err := a.Confirm(ctx)
+			return list(peers), err
+		})
+	})
 	governed("/v1/invite", func(m *http.ServeMux, p string) {
 		post(m, p, func(ctx context.Context, o overlay.InviteOptions) (inviteAnswer, error) {
 			token, err := a.Invite(ctx, o)

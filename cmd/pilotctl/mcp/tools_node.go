@@ -32,7 +32,7 @@ type pingOutput struct {
 type statusOutput struct {
 	overlay.ID
 	Version  string                  `json:"version"`
-	State    string                  `json:"state" jsonschema:"ready, starting, no_server or conflict"`
+	State    string                  `json:"state" jsonschema:"ready, starting, no_server, conflict, or suspended (a restored backup: a person has to confirm its trust)"`
 	Servers  []overlay.ServerStatus  `json:"servers"`
 	Device   overlay.DeviceStatus    `json:"device"`
 	Peers    int                     `json:"peers" jsonschema:"how many are trusted"`

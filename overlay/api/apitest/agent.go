@@ -180,6 +180,22 @@ func (a *Agent) Reject(_ context.Context, peer string) error { return a.onPeer("
 // Block implements api.Agent.
 func (a *Agent) Block(_ context.Context, peer string) error { return a.onPeer("block", peer) }
 
+// Confirm implements api.Agent.
+func (a *Agent) Confirm(context.Context) ([]overlay.Peer, error) {
+	if err := a.asked("confirm", ""); err != nil {
+		return nil, err
+	}
+	if a.Me.Suspended == nil {
+		return nil, overlay.Errorf(overlay.CodeNotFound, "trust: resume: no trust is suspended").
+			WithHint("there is nothing to confirm; `pilotctl status` shows the state")
+	}
+	a.Me.Suspended, a.Me.State = nil, "ready"
+	for i := range a.Me.Peers {
+		a.Me.Peers[i].Trust = "active"
+	}
+	return a.Me.Peers, nil
+}
+
 func (a *Agent) onPeer(method, peer string) error {
 	if err := a.asked(method, "%s", peer); err != nil {
 		return err
