@@ -21,15 +21,17 @@ type attempt struct {
 	next  time.Time
 }
 
-// Waits between INITs; the last one repeats until giveUp.
+// Waits between INITs; the last one repeats until giveUp. A peer that is started
+// anew, for whatever reason, is back in some seconds: so long it is asked often.
 var initWaits = [...]time.Duration{
-	250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second,
+	250 * time.Millisecond, 500 * time.Millisecond, time.Second, time.Second, time.Second, time.Second, time.Second,
+	2 * time.Second, 4 * time.Second, 5 * time.Second,
 }
 
 const (
 	giveUp       = 90 * time.Second
 	nextTries    = 3 // INITs under the next pair state before the current one is tried too
-	directTries  = 4 // INITs that also go to the cached direct endpoint
+	directTries  = 7 // INITs that also go to the cached direct endpoint
 	clockTrusted = time.Hour
 )
 
