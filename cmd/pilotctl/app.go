@@ -84,7 +84,7 @@ func (p *program) app() *cli.App {
 			p.initCommand(), p.upCommand(), p.downCommand(), p.waitCommand(), p.joinCommand(), p.resetCommand(),
 			p.statusCommand(), p.idCommand(), p.peersCommand(), p.trustCommand(),
 			p.serveCommand(), p.fileCommand(), p.pubCommand(), p.subCommand(), p.eventsCommand(), p.taskCommand(), p.mcpCommand(), p.pingCommand(), p.benchCommand(), p.netcheckCommand(), p.doctorCommand(), p.bugreportCommand(), p.whoisCommand(), p.resolveCommand(), p.dnsCommand(), p.proxyCommand(),
-			p.configCommand(), p.daemonCommand(), p.serviceCommand(), p.serverCommand(), p.demoCommand(), p.completionCommand(), p.manCommand(), p.versionCommand(), p.completeCommand(),
+			p.runCommand(), p.runInsideCommand(), p.configCommand(), p.daemonCommand(), p.serviceCommand(), p.serverCommand(), p.demoCommand(), p.completionCommand(), p.manCommand(), p.versionCommand(), p.completeCommand(),
 		},
 		HideVersion:               true,
 		HideHelpCommand:           true,

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package run
+
+// Inside needs Linux.
+func Inside([]string) error { return ErrNotAllowed }
