@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/netip"
+	"sync"
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
@@ -12,7 +14,7 @@ import (
 
 // claim handles a CLAIM. The order is by cost: one lookup for a claim already
 // known, then the stamp, the signatures, and Argon2id last.
-func (s *Server) claim(ctx context.Context, peer relay.ControlPeer, r relay.Request) (relay.Status, string) {
+func (s *Server) claim(ctx context.Context, peer relay.ControlPeer, from netip.Addr, r relay.Request) (relay.Status, string) {
 	known, err := s.store.Agent(peer.Fingerprint)
 	switch {
 	case err == nil:
@@ -29,7 +31,7 @@ func (s *Server) claim(ctx context.Context, peer relay.ControlPeer, r relay.Requ
 		return relay.StatusRefused, text
 	}
 	if known.Key != agent.Key || known.Addr != agent.Addr || known.Counter != agent.Counter {
-		if err := s.verifyNode(ctx, claim); errors.Is(err, errBusy) {
+		if err := s.verifyNode(ctx, from, claim); errors.Is(err, errBusy) {
 			return relay.StatusBusy, "too many first claims, try again in a minute"
 		} else if err != nil {
 			return relay.StatusRefused, "the address does not follow from the key: " + err.Error()
@@ -83,8 +85,14 @@ type nodeCheck struct {
 	result chan error
 }
 
-// verifyNode lets the worker check that the address follows from the key.
-func (s *Server) verifyNode(ctx context.Context, c ipam.Claim) error {
+// verifyNode lets the worker check that the address follows from the key. One
+// network may fill only a part of the queue, so that it cannot keep others out.
+func (s *Server) verifyNode(ctx context.Context, from netip.Addr, c ipam.Claim) error {
+	home := network(from)
+	if !s.checks.take(home) {
+		return errBusy
+	}
+	defer s.checks.give(home)
 	check := nodeCheck{claim: c, result: make(chan error, 1)}
 	select {
 	case s.nodes <- check:
@@ -108,5 +116,30 @@ func (s *Server) nodeWorker(ctx context.Context) {
 		case c := <-s.nodes:
 			c.result <- c.claim.Verify()
 		}
+	}
+}
+
+// A share counts what each network has in a queue.
+type share struct {
+	mu   sync.Mutex
+	used map[[6]byte]int
+}
+
+// take adds one, unless the network has as many as it may.
+func (s *share) take(home [6]byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used[home] >= nodeShare {
+		return false
+	}
+	s.used[home]++
+	return true
+}
+
+func (s *share) give(home [6]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used[home]--; s.used[home] == 0 {
+		delete(s.used, home)
 	}
 }

@@ -188,7 +188,7 @@ func (s *Server) answer(ctx context.Context, peer relay.ControlPeer, from netip.
 	case peer.Visitor:
 		a.Status, a.Text = relay.StatusRefused, "a visitor may only leave mail"
 	case r.Op == relay.OpClaim:
-		a.Status, a.Text = s.claim(ctx, peer, r)
+		a.Status, a.Text = s.claim(ctx, peer, from, r)
 	case r.Op == relay.OpList:
 		a.Items, a.More, a.Status, a.Text = s.list(peer, r)
 	case r.Op == relay.OpAck:

@@ -26,8 +26,9 @@
 // bounded queue; then two Diffie-Hellman operations on one of GOMAXPROCS/2
 // workers. Answers are never longer than the request until the source is proven.
 // A first claim: a stamp (proof of work), two signatures, then Argon2id in one
-// worker behind a queue of 64. Mail: a stamp, one lookup, one synced write;
-// 32 items a box, of which the network with most items loses its oldest; 7 days.
+// worker behind a queue of 64, of which one network may fill 8. Mail: a stamp, one
+// lookup, one synced write; 32 items a box, of which the network with most items
+// loses its oldest; 7 days.
 // Connections are limited in all and per network, and every wait has an end.
 //
 // A session or channel binds to a source address only when a message that needs

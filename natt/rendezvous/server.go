@@ -37,6 +37,7 @@ type Server struct {
 	board      noticeboard
 	work       chan job
 	nodes      chan nodeCheck
+	checks     share // of nodes
 	handshakes *limiter
 	hints      *limiter
 	stuns      *limiter
@@ -62,6 +63,7 @@ func newServer(cfg Config) *Server {
 		board:      noticeboard{sessions: make(map[*session]bool)},
 		work:       make(chan job, cfg.Limits.Queue),
 		nodes:      make(chan nodeCheck, nodeQueue),
+		checks:     share{used: make(map[[6]byte]int)},
 		handshakes: newLimiter(perSecond(cfg.Limits.Handshakes, cfg.Limits.HandshakeBurst)),
 		hints:      newLimiter(perSecond(20, 200)),
 		stuns:      newLimiter(perSecond(50, 500)),
@@ -75,6 +77,7 @@ func newServer(cfg Config) *Server {
 
 const (
 	nodeQueue     = 64 // first claims that wait for Argon2id
+	nodeShare     = 8  // of them, those of one /24 or /48
 	sweepInterval = 10 * time.Second
 	mailInterval  = time.Hour
 )
