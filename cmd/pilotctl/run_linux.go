@@ -263,7 +263,9 @@ func (b *boxed) openNode() (node, settings, error) {
 func (s *served) parts(b *boxed, sockets *api.Sockets) []func(context.Context) error {
 	return []func(context.Context) error{
 		s.forwarder.Run,
-		func(ctx context.Context) error { return serve(ctx, b.node, sockets, mounts(s.set.services), b.logger, extras{}) },
+		func(ctx context.Context) error {
+			return serve(ctx, b.node, sockets, mounts(s.set.services), b.logger, extras{})
+		},
 	}
 }
 
