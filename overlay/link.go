@@ -67,9 +67,11 @@ type leg struct {
 
 // Limits of a link.
 const (
-	maxUnconfirmed  = 4
-	retireAfter     = 10 * time.Second
-	tieWindow       = 5 * time.Second // two sessions this close were begun by both sides at once
+	maxUnconfirmed = 4
+	retireAfter    = 10 * time.Second
+	// Two sessions this close were begun by both sides at once. Later ones are of a
+	// peer that has lost the one before: it was started anew.
+	tieWindow       = time.Second
 	tickEvery       = 100 * time.Millisecond
 	ackAfter        = 200 * time.Millisecond
 	sleepAfter      = 5 * time.Second

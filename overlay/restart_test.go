@@ -8,23 +8,34 @@ import (
 	"github.com/pilotnet/pilot/natt/natlab"
 )
 
-// A peer dies without a word and is back after half a second, without sessions
-// and at another port: who sends to it is heard again within a second of its
-// start.
+// A peer dies without a word, again and again, and is back within half a second,
+// without sessions and at another port: who sends to it is heard again within a
+// second of its start, whoever of the two makes the new session.
 func TestPeerRestarts(t *testing.T) {
 	for _, every := range []time.Duration{10 * time.Millisecond, 250 * time.Millisecond} {
-		for _, kinds := range [][2]natlab.Kind{{natlab.None, natlab.None}, {natlab.Port, natlab.Linux}} {
-			t.Run(kinds[0].String()+"-"+kinds[1].String()+" every "+every.String(), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { peerRestarts(t, every, kinds) })
-			})
+		for _, kinds := range [][2]natlab.Kind{{natlab.None, natlab.None}, {natlab.Port, natlab.Linux}, {natlab.Linux, natlab.Port}} {
+			for _, swap := range []bool{false, true} {
+				name := kinds[0].String() + "-" + kinds[1].String() + " every " + every.String()
+				if swap {
+					name += ", the other"
+				}
+				t.Run(name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						w, a, b := befriended(t, kinds[0], kinds[1])
+						defer w.close()
+						if swap {
+							a, b = b, a
+						}
+						peerRestarts(t, every, w, a, b)
+					})
+				})
+			}
 		}
 	}
 }
 
-func peerRestarts(t *testing.T, every time.Duration, kinds [2]natlab.Kind) {
-	w, alice, bob := befriended(t, kinds[0], kinds[1])
-	defer w.close()
-	alice.pathTo("bob", "direct")
+func peerRestarts(t *testing.T, every time.Duration, w *world, a, b *agent) {
+	a.pathTo(b.cfg.Name, "direct")
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -35,25 +46,44 @@ func peerRestarts(t *testing.T, every time.Duration, kinds [2]natlab.Kind) {
 			case <-stop:
 				return
 			case <-tick.C:
-				alice.send(bob, i, 64)
+				a.send(b, i, 64)
 			}
 		}
 	}()
-	for range 5 {
-		for end := time.Now().Add(7 * time.Second); time.Now().Before(end); {
-			if _, err := bob.receive(time.Second); err != nil {
+	for i, pause := range []time.Duration{500, 50, 100, 150, 200, 250, 300, 400} {
+		pause *= time.Millisecond
+		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+			if _, err := b.receive(time.Second); err != nil {
 				t.Fatal(err)
 			}
 		}
-		w.net.Cut(bob.host, bob.router)
-		bob.stop()
-		w.net.Uncut(bob.host, bob.router)
-		pass(500 * time.Millisecond)
+		w.net.Cut(b.host, b.router)
+		b.stop()
+		w.net.Uncut(b.host, b.router)
+		pass(pause)
 		began := time.Now()
-		bob.start()
-		_, err := bob.receive(30 * time.Second)
+		b.start()
+		says := time.NewTicker(100 * time.Millisecond) // it has something to say, too
+		if i == 0 {
+			says.Stop()
+		}
+		heard := make(chan error)
+		go func() {
+			_, err := b.receive(30 * time.Second)
+			heard <- err
+		}()
+		var err error
+		for done := false; !done; {
+			select {
+			case err = <-heard:
+				done = true
+			case <-says.C:
+				b.send(a, 0, 64)
+			}
+		}
+		says.Stop()
 		if took := time.Since(began); err != nil || took > time.Second {
-			t.Errorf("heard again after %v, %v", took, err)
+			t.Errorf("restart %d: heard again after %v, %v", i, took, err)
 		}
 	}
 }
