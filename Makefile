@@ -86,7 +86,7 @@ nat:
 scale:
 	PILOT_SCALE=1 $(GO) test -count=1 -v -timeout 40m -p 1 -run '^TestScale' ./natt/rendezvous ./overlay
 
-# Beside wireguard-go, on a machine that does nothing else: half an hour, needs
+# Beside wireguard-go, on a machine that does nothing else: a quarter of an hour, needs
 # root, iperf3 and ping; wrk and ethtool for some of it. Writes the results.
 bench:
 	$(GO) run ./packaging/bench $(BENCHFLAGS)
