@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/natt/natlab"
+	"github.com/pilotnet/pilot/tun"
 )
 
 // A peer dies without a word, again and again, and is back within half a second,
@@ -13,7 +14,7 @@ import (
 // second of its start, whoever of the two makes the new session.
 func TestPeerRestarts(t *testing.T) {
 	for _, every := range []time.Duration{10 * time.Millisecond, 250 * time.Millisecond} {
-		for _, kinds := range [][2]natlab.Kind{{natlab.None, natlab.None}, {natlab.Port, natlab.Linux}, {natlab.Linux, natlab.Port}} {
+		for _, kinds := range [][2]natlab.Kind{{natlab.None, natlab.None}, {natlab.Port, natlab.Linux}} {
 			for _, swap := range []bool{false, true} {
 				name := kinds[0].String() + "-" + kinds[1].String() + " every " + every.String()
 				if swap {
@@ -36,21 +37,22 @@ func TestPeerRestarts(t *testing.T) {
 
 func peerRestarts(t *testing.T, every time.Duration, w *world, a, b *agent) {
 	a.pathTo(b.cfg.Name, "direct")
+	packet := udp(a.plane.own, b.plane.own, 4000, 7, make([]byte, 64))
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for i := uint32(0); ; i++ {
+		for {
 			select {
 			case <-stop:
 				return
 			case <-tick.C:
-				a.send(b, i, 64)
+				a.device.Inject(tun.Packet{Data: packet}) // fails only when the test is over
 			}
 		}
 	}()
-	for i, pause := range []time.Duration{500, 50, 100, 150, 200, 250, 300, 400} {
+	for i, pause := range []time.Duration{500, 50, 200, 300} {
 		pause *= time.Millisecond
 		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 			if _, err := b.receive(time.Second); err != nil {

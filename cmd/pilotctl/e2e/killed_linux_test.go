@@ -16,11 +16,12 @@ import (
 	"time"
 )
 
-// residue is all that a daemon could leave in the kernel for a host: what it has
+// residue is all that a daemon could leave in the kernel for a host (without what
+// ip says of namespaces of other tests that just went): what it has
 // in the network, and processes.
 func (a *agent) residue(t *testing.T) string {
 	t.Helper()
-	const show = "ip -o link; ip -o -6 address; ip -6 route show table all; ip -6 rule; ip -4 route show table all; ip -4 rule; nft list ruleset"
+	const show = "exec 2>/dev/null; ip -o link; ip -o -6 address; ip -6 route show table all; ip -6 rule; ip -4 route show table all; ip -4 rule; nft list ruleset"
 	text := a.lab.output(t, a.host, "sh", "-c", show)
 	for _, pid := range a.lab.processes(a.host) {
 		if exe, err := os.Readlink(filepath.Join("/proc", itoa(pid), "exe")); err == nil && strings.HasSuffix(exe, "/pilotctl") {
