@@ -40,15 +40,14 @@ package overlay
 // 0.25, 0.5, 1, 2, 4, then every 5 s, each under a fresh ephemeral key, and end
 // after 90 s. A receiver answers each INIT once, twice a second a peer, and
 // changes nothing before data confirms the session. Of two sessions begun by
-// both sides within 5 s both send on that of the lower key; a replaced session
+// both sides within 1 s both send on that of the lower key; a replaced session
 // goes on decrypting for 10 s. Keys are renewed after 120 s of use or 2^26
 // frames, by the initiator, or 20 s later by the other side.
 //
 // # Firewall
 //
-// Default deny in; firewall.go has the order. The flow table (flow.go) lets
-// answers in; a change of the policy voids its entries, and what the peer had
-// opened does not become ours by our own retransmissions.
+// Package firewall decides on every inner packet, in both directions. The loop
+// gives it one policy a peer; what it refuses is counted by reason (drops.go).
 //
 // # Services
 //

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/userspace"
 )
@@ -149,9 +150,9 @@ func (n *Node) lookup(network, host string, port uint16) (netip.Addr, error) {
 	if !ok {
 		return netip.Addr{}, Errorf(CodeNotFound, "no peer %q", host)
 	}
-	proto := uint8(protoTCP)
+	proto := uint8(trust.ProtoTCP)
 	if strings.HasPrefix(network, "udp") {
-		proto = protoUDP
+		proto = trust.ProtoUDP
 	}
 	if !p.Out.Allows(proto, port) {
 		return netip.Addr{}, Errorf(CodeNotTrusted, "%s does not let this agent reach its port %d", p.Name, port).

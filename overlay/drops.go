@@ -1,6 +1,10 @@
 package overlay
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/pilotnet/pilot/overlay/firewall"
+)
 
 // A dropReason says why a packet was not carried. Every packet that Pilot
 // refuses is counted under exactly one reason; none is logged.
@@ -44,6 +48,19 @@ const (
 	dropInFrag        // half of a packet that did not become whole
 	dropInDevice      // the TUN refused it
 	dropReasons
+)
+
+// carried is the verdict on what is not refused.
+const carried = dropReasons
+
+// How what the firewall refuses is counted.
+var (
+	dropIn = [...]dropReason{
+		firewall.Pass: carried, firewall.BadSource: dropInSource, firewall.BadDestination: dropInDestination,
+		firewall.OutOfScope: dropInScope, firewall.BadHeader: dropInHeader, firewall.StrayFragment: dropInFragment,
+		firewall.BadICMP: dropInICMP,
+	}
+	dropOut = [...]dropReason{firewall.Pass: carried, firewall.OutOfScope: dropOutScope, firewall.BadHeader: dropOutVersion}
 )
 
 var dropNames = [dropReasons]string{

@@ -310,7 +310,7 @@ func (g *initGuard) admit(full [16]byte, now time.Duration) dropReason {
 	}
 	g.seen[mac] = struct{}{}
 	g.order = append(g.order, seenInit{mac, now})
-	return parsed
+	return carried
 }
 
 // initiation answers an INIT of the peer. Nothing of the peer's state changes
@@ -319,7 +319,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	if l.loop.answered.before(crypto.InitMAC(e.body)) {
 		return dropInInitSeen
 	}
-	if r := l.inits.admit(crypto.InitMAC(e.body), now.boot); r != parsed {
+	if r := l.inits.admit(crypto.InitMAC(e.body), now.boot); r != carried {
 		return r
 	}
 	var observed netip.AddrPort
@@ -356,7 +356,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	} else {
 		l.loop.datagramVia(e.path.Socket, e.path.Remote, msg)
 	}
-	return parsed
+	return carried
 }
 
 // newIndex draws a receiver index that is free in the session table.

@@ -17,7 +17,7 @@ func TestInitGuard(t *testing.T) {
 	var g initGuard
 	now := time.Hour
 	for i := range int(guardBurst) {
-		if r := g.admit(testMAC(i), now); r != parsed {
+		if r := g.admit(testMAC(i), now); r != carried {
 			t.Fatalf("INIT %d of the burst: %s", i, name(r))
 		}
 	}
@@ -30,7 +30,7 @@ func TestInitGuard(t *testing.T) {
 		}
 	}
 	now += time.Second
-	for i, want := range []dropReason{parsed, parsed, dropInInitBudget} {
+	for i, want := range []dropReason{carried, carried, dropInInitBudget} {
 		if r := g.admit(testMAC(100+i), now); r != want {
 			t.Errorf("INIT %d after a second: %s, want %s", i, name(r), name(want))
 		}
@@ -38,7 +38,7 @@ func TestInitGuard(t *testing.T) {
 	now += time.Hour
 	admitted := 0
 	for i := range 100 {
-		if g.admit(testMAC(200+i), now) == parsed {
+		if g.admit(testMAC(200+i), now) == carried {
 			admitted++
 		}
 	}
@@ -54,7 +54,7 @@ func TestInitGuardRemembersADay(t *testing.T) {
 	const day = 26 * 60 * 60 / 110 // rekeys in the time that a tag lives
 	for i := range day {
 		now += 110 * time.Second
-		if r := g.admit(testMAC(i), now); r != parsed {
+		if r := g.admit(testMAC(i), now); r != carried {
 			t.Fatalf("rekey %d: %s", i, name(r))
 		}
 	}
@@ -63,7 +63,7 @@ func TestInitGuardRemembersADay(t *testing.T) {
 			t.Fatalf("replay of %d: %s", i, name(r))
 		}
 	}
-	if r := g.admit(testMAC(day), now); r != parsed {
+	if r := g.admit(testMAC(day), now); r != carried {
 		t.Errorf("the next one: %s", name(r))
 	}
 	for i := range 10 * guardKept {

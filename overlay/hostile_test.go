@@ -14,6 +14,8 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/natlab"
+	"github.com/pilotnet/pilot/overlay/firewall"
+	"github.com/pilotnet/pilot/overlay/firewall/firewalltest"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -105,15 +107,17 @@ func TestHostileItemFloodServed(t *testing.T) {
 
 // A frameReader is the receiver as the protocol page says it, slow and written
 // apart from it: a list instead of reused buffers, one packet at a time instead of
-// superpackets. It decides on inner packets with the classifier.
+// superpackets. It decides on inner packets with the firewall's reference.
 type frameReader struct {
-	*classifier
-	peer, own []byte
-	halves    []refHalf
-	passed    [][]byte
-	drops     map[dropReason]int
-	items     int
+	*firewalltest.Reference
+	halves []refHalf
+	passed [][]byte
+	drops  map[dropReason]int
+	items  int
 }
+
+// refTick is the unit of the firewall's clock.
+const refTick = 2 * time.Second
 
 type refHalf struct {
 	id     int
@@ -132,9 +136,9 @@ func (r *frameReader) frame(b []byte, partial bool, now time.Duration) {
 			}
 			return
 		case kind == 6 && len(b) >= 40:
-			n = 40 + read16(b, 4)
+			n = 40 + int(binary.BigEndian.Uint16(b[4:]))
 		case kind != 6 && len(b) >= 3:
-			n = 3 + read16(b, 1)
+			n = 3 + int(binary.BigEndian.Uint16(b[1:]))
 		default:
 			n = len(b) + 1
 		}
@@ -159,7 +163,7 @@ func (r *frameReader) packet(p []byte, partial bool, now time.Duration) {
 		r.drops[dropInPartial]++
 		return
 	}
-	if v := r.admit(p, r.peer, r.own, int64(now/flowTick)); v != parsed {
+	if v := dropIn[r.Admit(p, int64(now/refTick))]; v != carried {
 		r.drops[v]++
 		return
 	}
@@ -202,7 +206,7 @@ func (r *frameReader) half(b []byte, now time.Duration) {
 		r.drops[dropInFrag]++
 		return
 	}
-	h := refHalf{id: read16(b, 0), second: b[2] == 1, at: now, data: bytes.Clone(b[3:])}
+	h := refHalf{id: int(binary.BigEndian.Uint16(b)), second: b[2] == 1, at: now, data: bytes.Clone(b[3:])}
 	before := len(r.halves)
 	r.halves = slices.DeleteFunc(r.halves, func(o refHalf) bool {
 		return now-o.at > time.Second || o.id == h.id && o.second == h.second
@@ -222,7 +226,7 @@ func (r *frameReader) half(b []byte, now time.Duration) {
 		p = slices.Concat(r.halves[other].data, h.data)
 	}
 	r.halves = slices.Delete(r.halves, other, other+1)
-	if len(p) < 40 || p[0]>>4 != 6 || len(p) != 40+read16(p, 4) {
+	if len(p) < 40 || p[0]>>4 != 6 || len(p) != 40+int(binary.BigEndian.Uint16(p[4:])) {
 		r.drops[dropInFrag]++
 		return
 	}
@@ -231,7 +235,7 @@ func (r *frameReader) half(b []byte, now time.Duration) {
 
 // frame draws a frame that is nearly right: packets, runs that make superpackets,
 // control items, halves, padding, and what lies about its length.
-func (g generator) frame(from, to uint32) []byte {
+func frame(g firewalltest.Generator, from, to uint32) []byte {
 	var b []byte
 	for range 1 + g.IntN(6) {
 		switch g.IntN(12) {
@@ -240,14 +244,14 @@ func (g generator) frame(from, to uint32) []byte {
 			for i := range 2 + g.IntN(8) {
 				s.Seq = uint32(64 * i)
 				if g.IntN(8) == 0 {
-					s.Flags = uint8(g.pick(tuntest.ACK|tuntest.PSH, tuntest.SYN, tuntest.ACK|tuntest.FIN))
+					s.Flags = uint8(g.Pick(tuntest.ACK|tuntest.PSH, tuntest.SYN, tuntest.ACK|tuntest.FIN))
 				}
 				b = append(b, s.Complete()...)
 			}
 		case 1:
-			b = appendItem(b, itemKind(g.pick(0x10, 0x11, 0x12, 0x13, 0x16, 0x17, 0x18, 0x70, 0xf0)), make([]byte, g.IntN(30)))
+			b = appendItem(b, itemKind(g.Pick(0x10, 0x11, 0x12, 0x13, 0x16, 0x17, 0x18, 0x70, 0xf0)), make([]byte, g.IntN(30)))
 		case 2, 3: // halves, of few numbers, so that they meet
-			p := g.packet(from, to, 0)
+			p := g.Packet(from, to)
 			cut := g.IntN(len(p) + 1)
 			id := uint16(g.IntN(12))
 			b = appendFrag(b, id, false, p[:cut])
@@ -255,10 +259,10 @@ func (g generator) frame(from, to uint32) []byte {
 				b = appendFrag(b, id, true, p[cut:])
 			}
 		case 4:
-			b = appendFrag(b, uint16(g.IntN(1000)), g.IntN(2) == 0, g.packet(from, to, 0))
-			b[len(b)-1] ^= byte(g.pick(0, 1))
+			b = appendFrag(b, uint16(g.IntN(1000)), g.IntN(2) == 0, g.Packet(from, to))
+			b[len(b)-1] ^= byte(g.Pick(0, 1))
 		default:
-			b = append(b, g.packet(from, to, 0)...)
+			b = append(b, g.Packet(from, to)...)
 		}
 	}
 	switch g.IntN(8) {
@@ -267,7 +271,7 @@ func (g generator) frame(from, to uint32) []byte {
 	case 1:
 		b[g.IntN(len(b))] ^= 1 << g.IntN(8)
 	case 2:
-		b = append(b, byte(g.pick(0x60, 0x10, 0x15, 0)), byte(g.IntN(2)), byte(g.IntN(256)))
+		b = append(b, byte(g.Pick(0x60, 0x10, 0x15, 0)), byte(g.IntN(2)), byte(g.IntN(256)))
 	case 3:
 		b = append(b, make([]byte, g.IntN(40))...)
 	}
@@ -296,11 +300,11 @@ func hostileFrames(t *testing.T, frames int, offload tun.Offload) {
 	b := newRig(us, tuntest.New(tuntest.Options{Offload: offload, Depth: 1 << 12}))
 	ab, ba := join(a, b)
 	a.use(ab, natt.Path{Remote: addr4}, natt.Path{}, 1200)
-	gen := generator{rand.New(rand.NewPCG(9, uint64(frames)))}
+	gen := firewalltest.Generator{Rand: rand.New(rand.NewPCG(9, uint64(frames)))}
 	peer := ba.peer
-	peer.policy.Store(&policy{})
-	r := &frameReader{classifier: newClassifier(b.firewall, peer), peer: peer.ula[:], own: b.firewall.own[:], drops: map[dropReason]int{}}
-	var h header
+	peer.policy.Store(&firewall.Policy{})
+	r := &frameReader{Reference: firewalltest.NewReference(b.firewall, b.own.As16(), &peer.Peer), drops: map[dropReason]int{}}
+	var h firewall.Header
 	passed, merged, batch := 0, 0, make([]natt.Message, 0, 8)
 	for done := 0; done < frames; done += len(batch) {
 		switch gen.IntN(20) {
@@ -308,19 +312,19 @@ func hostileFrames(t *testing.T, frames int, offload tun.Offload) {
 			b.clock.boot += time.Duration(gen.IntN(int(4 * time.Second)))
 			a.clock.boot = b.clock.boot
 		case 1:
-			r.version++
+			r.Version++
 			scopes := []string{"none", "7,80", "all", "7,80,40000/tcp"}
-			r.in, r.out = scope(t, scopes[gen.IntN(4)]), scope(t, scopes[gen.IntN(4)])
-			peer.policy.Store(&policy{version: uint64(r.version), in: r.in, out: r.out})
+			r.In, r.Out = scope(t, scopes[gen.IntN(4)]), scope(t, scopes[gen.IntN(4)])
+			peer.policy.Store(&firewall.Policy{Version: uint64(r.Version), In: r.In, Out: r.Out})
 		case 2: // we open flows
-			p := gen.packet(us, them, 0)
-			if got, want := b.firewall.sent(p, peer, peer.policy.Load(), &h, b.clock.boot), r.sent(p, int64(b.clock.boot/flowTick)); got != want {
-				t.Fatalf("out: %s, reference says %s\n%x", name(got), name(want), p)
+			p := gen.Packet(us, them)
+			if got, want := b.firewall.Sent(p, &peer.Peer, peer.policy.Load(), &h, b.clock.boot), r.Sent(p, int64(b.clock.boot/refTick)); got != want {
+				t.Fatalf("out: %v, reference says %v\n%x", got, want, p)
 			}
 		}
 		batch, r.passed, r.items = batch[:0], nil, 0
 		for range 1 + gen.IntN(8) {
-			plain, partial := gen.frame(them, us), gen.IntN(3) == 0
+			plain, partial := frame(gen, them, us), gen.IntN(3) == 0
 			if len(plain) > crypto.MaxFrame-crypto.Overhead {
 				plain = plain[:crypto.MaxFrame-crypto.Overhead]
 			}

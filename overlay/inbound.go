@@ -10,6 +10,8 @@ import (
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/relay"
 	"github.com/pilotnet/pilot/natt/stun"
+	"github.com/pilotnet/pilot/overlay/firewall"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 )
 
@@ -22,7 +24,7 @@ type inbound struct {
 	number uint16
 	merge  *tun.Merger
 	msgs   []natt.Message
-	header header
+	header firewall.Header
 	joined []byte // packets that came in halves, until they are written
 	now    time.Duration
 	snap   *snapshot
@@ -217,7 +219,7 @@ func (in *inbound) data(b []byte, from natt.Path) {
 }
 
 // items walks a frame's plaintext and returns the number of packets in it.
-func (in *inbound) items(e *sessionEntry, pol *policy, b []byte, partial bool, from natt.Path) (packets int, ok bool) {
+func (in *inbound) items(e *sessionEntry, pol *firewall.Policy, b []byte, partial bool, from natt.Path) (packets int, ok bool) {
 	for {
 		kind, item, rest, err := nextItem(b)
 		if err != nil {
@@ -241,7 +243,7 @@ func (in *inbound) items(e *sessionEntry, pol *policy, b []byte, partial bool, f
 }
 
 // half joins the two parts of a packet that did not fit the sender's path.
-func (in *inbound) half(e *sessionEntry, pol *policy, body []byte) {
+func (in *inbound) half(e *sessionEntry, pol *firewall.Policy, body []byte) {
 	if cap(in.joined)-len(in.joined) < 2*maxHalf {
 		in.deliver()
 	}
@@ -263,12 +265,12 @@ func (in *inbound) half(e *sessionEntry, pol *policy, body []byte) {
 }
 
 // packet decides on one inner packet and hands it to the merger.
-func (in *inbound) packet(from *peer, pol *policy, p []byte, partial bool) {
-	if partial && p[6] != protoTCP && p[6] != protoUDP {
+func (in *inbound) packet(from *peer, pol *firewall.Policy, p []byte, partial bool) {
+	if partial && p[6] != trust.ProtoTCP && p[6] != trust.ProtoUDP {
 		in.drops.add(dropInPartial)
 		return
 	}
-	if r := in.firewall.admit(p, from, pol, &in.header, in.now); r != parsed {
+	if r := dropIn[in.firewall.Admit(p, &from.Peer, pol, &in.header, in.now)]; r != carried {
 		in.drops.add(r)
 		return
 	}

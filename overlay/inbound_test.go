@@ -14,6 +14,7 @@ import (
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/natlab"
 	"github.com/pilotnet/pilot/natt/relay"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -149,6 +150,8 @@ func (r *rig) seal(t testing.TB, node uint32, plain []byte, partial bool) natt.M
 // each, and does not keep the good packets before it from passing.
 func TestHostileFrames(t *testing.T) {
 	good := datagram(1, 9, 2, 7, 30).Complete()
+	shortened := bytes.Clone(good)
+	binary.BigEndian.PutUint16(shortened[44:], 9) // as its UDP header says
 	tcp := segment(1, 9, 2, 80, tuntest.ACK, 30).Complete()
 	join := func(p ...[]byte) []byte { return bytes.Join(p, nil) }
 	for name, c := range map[string]struct {
@@ -157,19 +160,19 @@ func TestHostileFrames(t *testing.T) {
 		want    dropReason
 		passes  int
 	}{
-		"good":                         {join(good, tcp), false, parsed, 2},
-		"good, partial":                {join(good, tcp), true, parsed, 2},
-		"padding":                      {join(good, make([]byte, 100)), false, parsed, 1},
-		"only padding":                 {make([]byte, 100), false, parsed, 0},
-		"nothing":                      {nil, false, parsed, 0},
+		"good":                         {join(good, tcp), false, carried, 2},
+		"good, partial":                {join(good, tcp), true, carried, 2},
+		"padding":                      {join(good, make([]byte, 100)), false, carried, 1},
+		"only padding":                 {make([]byte, 100), false, carried, 0},
+		"nothing":                      {nil, false, carried, 0},
 		"padding with something in it": {join(good, []byte{0, 0, 1}), false, dropInItem, 1},
 		"item over the end":            {join(good, []byte{0x10, 0, 9, 1}), false, dropInItem, 1},
 		"packet over the end":          {join(good, good[:50]), false, dropInItem, 1},
-		"partial ping":                 {join(good, icmp(1, 2, icmpEchoRequest, 0, nil)), true, dropInPartial, 1},
-		"partial fragment":             {fragment(1, 2, protoUDP, 1, 0, true, good[40:72]), true, dropInPartial, 0},
+		"partial ping":                 {join(good, icmp(1, 2, 128, 0, nil)), true, dropInPartial, 1},
+		"partial fragment":             {fragment(1, 2, trust.ProtoUDP, 1, 0, true, good[40:72]), true, dropInPartial, 0},
 		"partial extension header":     {raw(1, 2, 0, make([]byte, 16)), true, dropInPartial, 0},
-		"partial UDP, cut":             {raw(1, 2, protoUDP, make([]byte, 7)), true, dropInHeader, 0},
-		"partial UDP, wrong length":    {with(bytes.Clone(good), 44, 0, 9), true, dropInHeader, 0},
+		"partial UDP, cut":             {raw(1, 2, trust.ProtoUDP, make([]byte, 7)), true, dropInHeader, 0},
+		"partial UDP, wrong length":    {shortened, true, dropInHeader, 0},
 		"foreign source":               {join(datagram(3, 9, 2, 7, 3).Complete(), good), false, dropInSource, 1},
 		"into the LAN":                 {datagram(1, 9, 3, 7, 3).Complete(), false, dropInDestination, 0},
 		"FRAG too short":               {appendItem(nil, itemFrag, []byte{0, 1, 0}), false, dropInFrag, 0},
@@ -178,14 +181,14 @@ func TestHostileFrames(t *testing.T) {
 		"FRAG of a packet and zeros":   {join(appendFrag(nil, 1, false, good), appendFrag(nil, 1, true, make([]byte, 9))), false, dropInFrag, 0},
 		"FRAG of a cut packet":         {join(appendFrag(nil, 1, false, good[:40]), appendFrag(nil, 1, true, good[40:50])), false, dropInFrag, 0},
 		"FRAG of a foreign source":     {join(appendFrag(nil, 1, false, datagram(3, 9, 2, 7, 3).Complete()[:20]), appendFrag(nil, 1, true, datagram(3, 9, 2, 7, 3).Complete()[20:])), false, dropInSource, 0},
-		"FRAG in a partial frame":      {join(appendFrag(nil, 1, false, good[:20]), appendFrag(nil, 1, true, good[20:])), true, parsed, 1},
+		"FRAG in a partial frame":      {join(appendFrag(nil, 1, false, good[:20]), appendFrag(nil, 1, true, good[20:])), true, carried, 1},
 	} {
 		a, b, _ := one(t, natt.Path{Remote: addr4}, natt.Path{}, 1200)
 		b.receive(addr4, a.seal(t, 2, c.plain, c.partial))
 		if n := len(b.drained(t)); n != c.passes {
 			t.Errorf("%s: %d packets pass, want %d", name, n, c.passes)
 		}
-		if n := b.allDropped(); c.want == parsed && n != 0 || c.want != parsed && (n != 1 || b.dropped(c.want) != 1) {
+		if n := b.allDropped(); c.want == carried && n != 0 || c.want != carried && (n != 1 || b.dropped(c.want) != 1) {
 			t.Errorf("%s: drops %v", name, b.drops.counts())
 		}
 	}

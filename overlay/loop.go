@@ -227,10 +227,10 @@ func (l *loop) knocked(now instant, e event) *link {
 			break
 		}
 		slot := k.slot(c.slot)
-		if slot == nil || !k.peer.policy.Load().live(now.boot) {
+		if slot == nil || !k.peer.policy.Load().Live(now.boot) {
 			break
 		}
-		if r = k.initiation(now, e, slot); r == parsed {
+		if r = k.initiation(now, e, slot); r == carried {
 			return k
 		}
 		break
@@ -299,9 +299,9 @@ func (l *loop) epochTime(wall time.Time) time.Time { return wall.Add(l.skew) }
 // expired (their packets stopped at the instant) and looks at the network.
 func (l *loop) everyMinute(now instant) {
 	l.tags.advance(crypto.Epoch(l.epochTime(now.wall)))
-	l.firewall.sweep(now.boot)
+	l.firewall.Sweep(now.boot)
 	for key, k := range l.links {
-		if !k.peer.policy.Load().live(now.boot) {
+		if !k.peer.policy.Load().Live(now.boot) {
 			l.refresh(now, key)
 		}
 		k.keepHead(now, false)

@@ -11,6 +11,7 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/relay"
+	"github.com/pilotnet/pilot/overlay/firewall"
 	"github.com/pilotnet/pilot/trust"
 )
 
@@ -62,7 +63,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 		l.log.Error("a second key claims the address of a peer; it is refused", "address", addr, "key", book.Key)
 		return nil
 	}
-	p := &peer{key: book.Key, node: addr.Node, addr: addr.ULA(), ula: addr.ULA().As16()}
+	p := &peer{Peer: firewall.Peer{Node: addr.Node, ULA: addr.ULA().As16()}, key: book.Key, addr: addr.ULA()}
 	k := &link{
 		peer: p, loop: l, seen: map[natt.Path]time.Time{},
 		agent: natt.NewAgent(natt.AgentConfig{
@@ -93,7 +94,7 @@ func (l *loop) admit(now instant, book trust.Peer) *link {
 // direction.
 func (l *loop) expel(k *link) {
 	k.peer.policy.Store(nil)
-	delete(l.first, k.node)
+	delete(l.first, k.Node)
 	old := l.snapshot.Load()
 	n := *old
 	n.peers = make(map[uint32]*peer, len(old.peers))
@@ -131,15 +132,15 @@ func (l *loop) release(h *serverHost) {
 // setPolicy publishes what the peer may do from now on.
 func (k *link) setPolicy(now instant, book trust.Peer, wall time.Time) {
 	old := k.peer.policy.Load()
-	p := &policy{in: book.In, out: book.Out}
+	p := &firewall.Policy{In: book.In, Out: book.Out}
 	if !book.Expires.IsZero() {
-		p.until = now.boot + max(book.Expires.Sub(wall), time.Nanosecond)
+		p.Until = now.boot + max(book.Expires.Sub(wall), time.Nanosecond)
 	}
-	if old != nil && slices.Equal(old.in, p.in) && slices.Equal(old.out, p.out) {
-		p.version = old.version
+	if old != nil && slices.Equal(old.In, p.In) && slices.Equal(old.Out, p.Out) {
+		p.Version = old.Version
 	} else {
 		k.loop.version++
-		p.version = k.loop.version
+		p.Version = k.loop.version
 	}
 	k.peer.policy.Store(p)
 }

@@ -108,7 +108,7 @@ func (n *Node) nameEntries() []dns.Entry {
 		}
 		e := dns.Entry{Name: p.Name, Addr: ipam.AddrFromBytes(p.Addr), Fingerprint: p.Key.Fingerprint()}
 		for _, s := range wellKnown {
-			if p.Out.Allows(protoTCP, s.Port) {
+			if p.Out.Allows(trust.ProtoTCP, s.Port) {
 				e.Services = append(e.Services, s)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/natt/natlab"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/resolv"
 	"github.com/pilotnet/pilot/tun/tuntest"
@@ -37,7 +38,7 @@ func dnsPacket(t testing.TB, name string) []byte {
 // answered is what comes back: the code and the addresses.
 func answered(t testing.TB, packets [][]byte) string {
 	t.Helper()
-	if len(packets) != 1 || packets[0][6] != protoUDP {
+	if len(packets) != 1 || packets[0][6] != trust.ProtoUDP {
 		return "no answer"
 	}
 	var m dnsmessage.Message

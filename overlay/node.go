@@ -21,6 +21,7 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/firewall"
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 )
@@ -152,7 +153,7 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 	n.plane = &plane{
 		resolver: dns.NewResponder(n.naming.zone),
 		own:      own, prefix: overlayNetwork(), device: n.cfg.Device, conn: conn, clock: n.cfg.Clock,
-		tags: newTagTable(), firewall: newFirewall(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
+		tags: newTagTable(), firewall: firewall.New(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
 	}
 	n.plane.snapshot.Store(&snapshot{peers: map[uint32]*peer{}, sessions: newSessionTable(256)})
 	l := &loop{

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/overlay/firewall"
 	"github.com/pilotnet/pilot/tun"
 )
 
@@ -18,12 +19,13 @@ type outbound struct {
 	*plane
 	send   *sender
 	cut    tun.Cutter
-	header header
+	header firewall.Header
+	source [16]byte // that the kernel may send from: our own
 	reply  []byte
 }
 
 func newOutbound(p *plane) *outbound {
-	return &outbound{plane: p, send: newSender(p), reply: make([]byte, 0, 1500)}
+	return &outbound{plane: p, send: newSender(p), source: p.own.As16(), reply: make([]byte, 0, 1500)}
 }
 
 // run returns nil when the device was closed.
@@ -64,7 +66,7 @@ func (o *outbound) packet(snap *snapshot, pkt *tun.Packet, now time.Duration) {
 		o.drops.add(dropOutMulticast)
 		return
 	}
-	if [16]byte(p[8:24]) != o.firewall.own {
+	if [16]byte(p[8:24]) != o.source {
 		o.drops.add(dropOutSource)
 		return
 	}
@@ -79,7 +81,7 @@ func (o *outbound) packet(snap *snapshot, pkt *tun.Packet, now time.Duration) {
 		}
 		return
 	}
-	if r := o.firewall.sent(p, to, to.policy.Load(), &o.header, now); r != parsed {
+	if r := dropOut[o.firewall.Sent(p, &to.Peer, to.policy.Load(), &o.header, now)]; r != carried {
 		o.refuse(p, r, icmpProhibited, now)
 		return
 	}
@@ -138,8 +140,11 @@ func (o *outbound) queue(to *peer, pkt *tun.Packet) {
 	o.want(to)
 }
 
-// Codes of destination unreachable (RFC 4443 3.1).
+// Destination unreachable (RFC 4443 3.1) and its codes.
 const (
+	protoICMPv6     = 58
+	icmpUnreachable = 1
+
 	icmpNoRoute    = 0
 	icmpProhibited = 1
 )

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/firewall"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -76,12 +76,12 @@ func TestOutboundRefuses(t *testing.T) {
 		"not granted":           {tun.Packet{Data: datagram(1, 9, 2, 8, 3).Complete()}, dropOutScope, icmpProhibited},
 		"not granted, long":     {tun.Packet{Data: datagram(1, 9, 2, 8, 1300).Complete()}, dropOutScope, icmpProhibited},
 		"superpacket not meant": {segment(1, 9, 2, 8, tuntest.SYN, 30000).Partial(1000), dropOutScope, icmpProhibited},
-		"error to nobody":       {tun.Packet{Data: icmp(1, 3, icmpTooBig, 0, cut)}, dropOutNoPeer, -1},
+		"error to nobody":       {tun.Packet{Data: icmp(1, 3, 2, 0, cut)}, dropOutNoPeer, -1},
 		"extension header":      {tun.Packet{Data: raw(1, 2, 60, make([]byte, 16))}, dropOutVersion, icmpProhibited},
 	} {
 		a, _, _ := one(t, natt.Path{Remote: addr4}, natt.Path{}, 1200)
 		a.plane.device = tuntest.New(tuntest.Options{})
-		a.peer(2).policy.Store(&policy{version: 1, out: scope(t, "7")})
+		a.peer(2).policy.Store(&firewall.Policy{Version: 1, Out: scope(t, "7")})
 		a.send(c.p)
 		if a.dropped(c.want) != 1 || a.allDropped() != 1 || len(a.socket.take()) != 0 {
 			t.Errorf("%s: drops %v", name, a.drops.counts())
@@ -204,31 +204,6 @@ func BenchmarkLookup(b *testing.B) {
 			for b.Loop() {
 				if snap.peerOf(dst[:]) == nil {
 					b.Fatal("not found")
-				}
-			}
-		})
-	}
-}
-
-func BenchmarkFirewall(b *testing.B) {
-	r := newRig(us, &sinkDevice{})
-	peer := r.know(them)
-	pol := peer.policy.Load()
-	answers := &policy{version: 1, out: pol.out}
-	var h header
-	ask, answer, granted := ourUDP(6000, 53), theirUDP(53, 6000), theirUDP(5000, 7)
-	now := time.Hour
-	r.firewall.sent(ask, peer, answers, &h, now)
-	for name, f := range map[string]func() dropReason{
-		"out":        func() dropReason { return r.firewall.sent(ask, peer, answers, &h, now) },
-		"in, answer": func() dropReason { return r.firewall.admit(answer, peer, answers, &h, now) },
-		"in, scope":  func() dropReason { return r.firewall.admit(granted, peer, pol, &h, now) },
-	} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if f() != parsed {
-					b.Fatal("refused")
 				}
 			}
 		})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -123,7 +124,7 @@ func (w *wire) fragments(r *rand.Rand) (parts []tun.Packet, want [][]byte) {
 	body := datagram(1, 9, 2, 53, 1400+r.IntN(3000)).Complete()[40:]
 	for at := 0; at < len(body); at += 1352 {
 		end := min(at+1352, len(body))
-		f := fragment(1, 2, protoUDP, uint32(w.datagram), at, end < len(body), body[at:end])
+		f := fragment(1, 2, trust.ProtoUDP, uint32(w.datagram), at, end < len(body), body[at:end])
 		parts, want = append(parts, tun.Packet{Data: bytes.Clone(f)}), append(want, f)
 	}
 	return parts, want

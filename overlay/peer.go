@@ -8,19 +8,19 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/firewall"
 )
 
 // A peer is the packet path's view of one trusted agent. The control loop makes
 // it, publishes it in a snapshot and is the only one to change tx and policy;
 // packet goroutines read them and write the counters.
 type peer struct {
+	firewall.Peer
 	key  crypto.PublicKey
-	node uint32
-	ula  [16]byte
 	addr netip.Addr
 
-	tx     atomic.Pointer[transmit] // nil: no session to send on
-	policy atomic.Pointer[policy]   // nil: revoked
+	tx     atomic.Pointer[transmit]        // nil: no session to send on
+	policy atomic.Pointer[firewall.Policy] // nil: revoked
 
 	rxBytes, txBytes     atomic.Uint64 // inner bytes
 	rxPackets, txPackets atomic.Uint64 // what tells activity: control items do not count

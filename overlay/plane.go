@@ -8,6 +8,7 @@ import (
 
 	"github.com/pilotnet/pilot/ipam/dns"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/firewall"
 	"github.com/pilotnet/pilot/tun"
 )
 
@@ -26,7 +27,7 @@ type plane struct {
 	snapshot atomic.Pointer[snapshot]
 	tags     *tagTable
 	waiting  sync.Map // of our INITs under way, by index: RESPs to others stop at the reader
-	firewall *firewall
+	firewall *firewall.Firewall
 	resolver *dns.Responder // nil: nobody answers for names
 	drops    drops
 	events   chan event // from peers whose packets were authenticated, and from this host

@@ -11,10 +11,15 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/natt"
+	"github.com/pilotnet/pilot/overlay/firewall"
+	"github.com/pilotnet/pilot/overlay/firewall/firewalltest"
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
+
+// Two agents, for tests that do not care which.
+const us, them = 1000, 2000
 
 // A rig is the packet path of one agent without its control loop: a plane with
 // a device, a socket that keeps what is sent, and a clock that stands still.
@@ -33,7 +38,7 @@ func newRig(node uint32, device tun.Device) *rig {
 	r := &rig{node: node, socket: &keptSocket{}, clock: &stillClock{boot: time.Hour}}
 	r.plane = &plane{
 		own: own, prefix: overlayNetwork(), device: device, conn: r.socket, clock: r.clock, tags: newTagTable(),
-		firewall: newFirewall(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
+		firewall: firewall.New(own.As16()), events: make(chan event, 1024), outside: make(chan event, 256),
 	}
 	r.snapshot.Store(&snapshot{peers: map[uint32]*peer{}, sessions: newSessionTable(256)})
 	r.out, r.in = newOutbound(r.plane), newInbound(r.plane, r.socket, 0)
@@ -43,8 +48,8 @@ func newRig(node uint32, device tun.Device) *rig {
 // know makes a peer of another agent, that may do everything.
 func (r *rig) know(node uint32) *peer {
 	a := ipam.Addr{Node: node}.ULA()
-	p := &peer{node: node, addr: a, ula: a.As16()}
-	p.policy.Store(&policy{version: 1, in: trust.AllPorts, out: trust.AllPorts})
+	p := &peer{Peer: firewall.Peer{Node: node, ULA: a.As16()}, addr: a}
+	p.policy.Store(&firewall.Policy{Version: 1, In: trust.AllPorts, Out: trust.AllPorts})
 	r.snapshot.Load().peers[node] = p
 	return p
 }
@@ -197,44 +202,27 @@ var (
 	addr6       = netip.MustParseAddrPort("[2001:db8::1]:4242")
 )
 
-// ulaPort is a socket address in the overlay.
-func ulaPort(node uint32, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(ipam.Addr{Node: node}.ULA(), port)
-}
+// Inner packets.
+var (
+	ulaPort  = firewalltest.ULAPort
+	raw      = firewalltest.Raw
+	fragment = firewalltest.Fragment
+	icmp     = firewalltest.ICMP
+	segment  = firewalltest.Segment
+	datagram = firewalltest.Datagram
+)
 
-// raw is an inner packet with any next header.
-func raw(from, to uint32, proto uint8, payload []byte) []byte {
-	p := tuntest.Segment{Src: ulaPort(from, 0), Dst: ulaPort(to, 0), HopLimit: 64, Payload: payload}.Complete()
-	p[6] = proto
+func scope(t testing.TB, s string) trust.Scope {
+	p, err := trust.ParseScope(s)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return p
 }
 
-// fragment puts a fragment header before a part of a packet.
-func fragment(from, to uint32, proto uint8, id uint32, at int, more bool, part []byte) []byte {
-	h := make([]byte, 8, 8+len(part))
-	h[0] = proto
-	binary.BigEndian.PutUint16(h[2:], uint16(at))
-	if more {
-		h[3] |= 1
+func name(r dropReason) string {
+	if r == carried {
+		return "carried"
 	}
-	binary.BigEndian.PutUint32(h[4:], id)
-	return raw(from, to, protoFragment, append(h, part...))
-}
-
-// icmp is an inner ICMPv6 message.
-func icmp(from, to uint32, kind, code uint8, rest []byte) []byte {
-	return raw(from, to, protoICMPv6, append([]byte{kind, code, 0, 0, 0, 0, 0, 0}, rest...))
-}
-
-func segment(from uint32, sport uint16, to uint32, dport uint16, flags uint8, payload int) tuntest.Segment {
-	return tuntest.Segment{
-		Src: ulaPort(from, sport), Dst: ulaPort(to, dport), Proto: protoTCP, HopLimit: 64,
-		Flags: flags, Window: 1000, Payload: make([]byte, payload),
-	}
-}
-
-func datagram(from uint32, sport uint16, to uint32, dport uint16, payload int) tuntest.Segment {
-	return tuntest.Segment{
-		Src: ulaPort(from, sport), Dst: ulaPort(to, dport), Proto: protoUDP, HopLimit: 64, Payload: make([]byte, payload),
-	}
+	return dropNames[r]
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/relay"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -43,7 +44,7 @@ func TestRoom(t *testing.T) {
 // flowOf names the flow of an inner packet: what must keep its order.
 func flowOf(p []byte) string {
 	n := 44
-	if p[6] == protoFragment || p[6] == protoICMPv6 {
+	if p[6] == 44 || p[6] == protoICMPv6 {
 		n = 40
 	}
 	return fmt.Sprintf("%x %x", p[6], p[8:n])
@@ -113,12 +114,12 @@ func randomPacket(r *rand.Rand, from, to uint32, room int) (tun.Packet, [][]byte
 	case 6:
 		p = tun.Packet{Data: fill(datagram(from, port, to, 53, size)).Complete()}
 	case 7:
-		p = tun.Packet{Data: icmp(from, to, icmpEchoRequest, 0, fill(datagram(from, 1, to, 1, size)).Payload)}
+		p = tun.Packet{Data: icmp(from, to, 128, 0, fill(datagram(from, 1, to, 1, size)).Payload)}
 	default:
-		p = tun.Packet{Data: fragment(from, to, protoUDP, uint32(port), 0, true, datagram(from, port, to, 53, size&^7).Complete()[40:])}
+		p = tun.Packet{Data: fragment(from, to, trust.ProtoUDP, uint32(port), 0, true, datagram(from, port, to, 53, size&^7).Complete()[40:])}
 	}
 	ref := tun.Packet{Data: bytes.Clone(p.Data), SegmentSize: p.SegmentSize, Partial: p.Partial}
-	if hl := 40 + int(p.Data[52%len(p.Data)]>>4)*4; p.Data[6] == protoTCP && (ref.SegmentSize > 0 || len(p.Data) > room) {
+	if hl := 40 + int(p.Data[52%len(p.Data)]>>4)*4; p.Data[6] == trust.ProtoTCP && (ref.SegmentSize > 0 || len(p.Data) > room) {
 		if ref.SegmentSize == 0 {
 			ref.SegmentSize = room - hl
 		}

@@ -195,7 +195,7 @@ func (n *Node) served(s publish.State, peers []trust.Peer) Served {
 		named := slices.Contains(s.Allow, fp)
 		switch {
 		case len(s.Allow) > 0 && !named:
-		case p.State == trust.Active && p.In.Allows(protoTCP, s.Port):
+		case p.State == trust.Active && p.In.Allows(trust.ProtoTCP, s.Port):
 			v.Peers = append(v.Peers, p.Name)
 		case named:
 			v.NoGrant = append(v.NoGrant, p.Name)

@@ -19,6 +19,7 @@ import (
 	"github.com/pilotnet/pilot/natt"
 	"github.com/pilotnet/pilot/natt/natlab"
 	"github.com/pilotnet/pilot/natt/rendezvous"
+	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -228,7 +229,7 @@ func udp(from, to netip.Addr, sport, dport uint16, payload []byte) []byte {
 	p := make([]byte, 48+len(payload))
 	p[0] = 6 << 4
 	binary.BigEndian.PutUint16(p[4:], uint16(8+len(payload)))
-	p[6], p[7] = protoUDP, 64
+	p[6], p[7] = trust.ProtoUDP, 64
 	f, t := from.As16(), to.As16()
 	copy(p[8:], f[:])
 	copy(p[24:], t[:])
@@ -262,7 +263,7 @@ func (a *agent) receive(d time.Duration) (uint32, error) {
 		if err != nil {
 			return 0, err
 		}
-		if len(p.Data) >= 52 && p.Data[6] == protoUDP {
+		if len(p.Data) >= 52 && p.Data[6] == trust.ProtoUDP {
 			return binary.BigEndian.Uint32(p.Data[48:]), nil
 		}
 	}

@@ -1,10 +1,12 @@
-package overlay
+package firewall
 
 import (
 	"encoding/binary"
 	"hash/maphash"
 	"sync/atomic"
 	"time"
+
+	"github.com/pilotnet/pilot/trust"
 )
 
 // The flow table remembers who opened a flow, so that answers pass without a
@@ -67,7 +69,7 @@ func (t *flowTable) hash(k flowKey) uint64 {
 // nothing in the table. So packets of a run cost one hash together.
 type flowMemo struct {
 	key   flowKey
-	pol   *policy
+	pol   *Policy
 	entry flowEntry
 	now   uint16
 	out   bool // for packets that we send
@@ -76,14 +78,14 @@ type flowMemo struct {
 // flowMemos is how many flows a goroutine remembers.
 const flowMemos = 8
 
-func memoOf(h *header) *flowMemo { return &h.memos[(h.src^h.dst)%flowMemos] }
+func memoOf(h *Header) *flowMemo { return &h.memos[(h.src^h.dst)%flowMemos] }
 
-func (m *flowMemo) holds(k flowKey, out bool, pol *policy, now uint16) bool {
+func (m *flowMemo) holds(k flowKey, out bool, pol *Policy, now uint16) bool {
 	return m.pol == pol && m.key == k && m.out == out && m.now == now && m.entry.at.Load() == m.entry.word
 }
 
 // keep remembers a flow that passed and what its entry says.
-func (m *flowMemo) keep(k flowKey, out bool, pol *policy, now uint16, e flowEntry) {
+func (m *flowMemo) keep(k flowKey, out bool, pol *Policy, now uint16, e flowEntry) {
 	*m = flowMemo{key: k, out: out, pol: pol, entry: e, now: now}
 }
 
@@ -121,7 +123,7 @@ func packFlow(h uint64, version uint64, o opener, seen uint16) uint64 {
 }
 
 func idleLimit(proto uint8) uint16 {
-	if proto == protoTCP {
+	if proto == trust.ProtoTCP {
 		return flowIdleTCP
 	}
 	return flowIdleUDP
@@ -228,71 +230,6 @@ func (t *flowTable) sweep(now uint16, all bool) {
 			if w := e.Load(); w != 0 && (all || ageOf(uint16(w), now) > flowIdleTCP) {
 				e.CompareAndSwap(w, 0)
 			}
-		}
-	}
-}
-
-// A fragTable remembers, for ten seconds, the first fragments that were let
-// in, so that their followers pass, and where they end, so that no follower
-// overlaps them. Fixed size; a collision makes a follower wait for another
-// first one, or, by a 35-bit accident, pass without.
-//
-//	63    29 28          16 15     0
-//	[ hash ][ end, 8 bytes ][ seen ]
-type fragTable struct {
-	seed maphash.Seed
-	n    [256]atomic.Uint64
-}
-
-const fragAdmit = uint16(10 * time.Second / flowTick)
-
-func newFragTable() *fragTable { return &fragTable{seed: maphash.MakeSeed()} }
-
-func (t *fragTable) hash(peer, id uint32) uint64 {
-	var b [8]byte
-	binary.LittleEndian.PutUint32(b[0:], peer)
-	binary.LittleEndian.PutUint32(b[4:], id)
-	return maphash.Bytes(t.seed, b[:])
-}
-
-func (t *fragTable) slot(peer, id uint32) (*atomic.Uint64, uint64) {
-	h := t.hash(peer, id)
-	return &t.n[h%uint64(len(t.n))], h &^ (1<<29 - 1)
-}
-
-// admit remembers a first fragment that ends before end. Of two with one id the
-// longer counts.
-func (t *fragTable) admit(peer, id uint32, end, now uint16) {
-	e, h := t.slot(peer, id)
-	if w := e.Load(); t.live(w, h, now) {
-		end = max(end, fragEnd(w))
-	}
-	e.Store(h | uint64(end)<<16 | uint64(now))
-}
-
-// follower decides on a fragment at an offset that is not zero.
-func (t *fragTable) follower(peer, id uint32, at, now uint16) dropReason {
-	e, h := t.slot(peer, id)
-	w := e.Load()
-	switch {
-	case !t.live(w, h, now):
-		return dropInFragment
-	case at < fragEnd(w):
-		return dropInHeader
-	}
-	return parsed
-}
-
-func (t *fragTable) live(w, h uint64, now uint16) bool {
-	return w != 0 && w&^(1<<29-1) == h && ageOf(uint16(w), now) <= fragAdmit
-}
-
-func fragEnd(w uint64) uint16 { return uint16(w>>16) & 0x1fff }
-
-func (t *fragTable) sweep(now uint16, all bool) {
-	for i := range t.n {
-		if w := t.n[i].Load(); w != 0 && (all || ageOf(uint16(w), now) > fragAdmit) {
-			t.n[i].CompareAndSwap(w, 0)
 		}
 	}
 }

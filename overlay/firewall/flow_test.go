@@ -1,9 +1,11 @@
-package overlay
+package firewall
 
 import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+
+	"github.com/pilotnet/pilot/trust"
 )
 
 // A modelFlow is what the table must know of a flow.
@@ -28,11 +30,7 @@ func TestFlowTableProperty(t *testing.T) {
 		}
 		return m
 	}
-	steps := 300_000
-	if raceEnabled {
-		steps = 60_000
-	}
-	for i := range steps {
+	for i := range 60_000 {
 		switch r.IntN(400) {
 		case 0:
 			now += r.Uint64N(30)
@@ -45,9 +43,9 @@ func TestFlowTableProperty(t *testing.T) {
 			swept = now
 			table.sweep(uint16(now), false)
 		}
-		k := flowKey{peer: uint32(r.IntN(3)), proto: protoTCP, local: uint16(r.IntN(20)), remote: uint16(r.IntN(20))}
+		k := flowKey{peer: uint32(r.IntN(3)), proto: trust.ProtoTCP, local: uint16(r.IntN(20)), remote: uint16(r.IntN(20))}
 		if r.IntN(2) == 0 {
-			k.proto = protoUDP
+			k.proto = trust.ProtoUDP
 		}
 		m := live(k)
 		switch r.IntN(4) {
@@ -87,9 +85,9 @@ func TestFlowTableProperty(t *testing.T) {
 func TestFlowTableFull(t *testing.T) {
 	const floods = 3 * flowSets * flowWays
 	table := newFlowTable()
-	kept := flowKey{peer: 9, proto: protoTCP, local: 1, remote: 1}
+	kept := flowKey{peer: 9, proto: trust.ProtoTCP, local: 1, remote: 1}
 	for i := range uint32(floods) {
-		table.outbound(flowKey{peer: i, proto: protoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false, true)
+		table.outbound(flowKey{peer: i, proto: trust.ProtoUDP, local: 1, remote: 1}, 1, uint16(i/1000), false, true)
 		table.outbound(kept, 1, uint16(i/1000), false, true)
 	}
 	if _, ok := table.inbound(kept, 1, uint16(floods/1000)); !ok {
@@ -111,7 +109,7 @@ func TestFlowTableConcurrent(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for i := range 20_000 {
-				k := flowKey{peer: 1, proto: protoUDP, local: uint16(i % 50), remote: 1}
+				k := flowKey{peer: 1, proto: trust.ProtoUDP, local: uint16(i % 50), remote: 1}
 				table.outbound(k, 1, 5, false, true)
 				if _, ok := table.inbound(k, 1, 5); !ok {
 					t.Errorf("flow %d is lost", i)
@@ -141,8 +139,8 @@ func TestAgeOf(t *testing.T) {
 // become another's.
 func TestFlowMemo(t *testing.T) {
 	table := newFlowTable()
-	k := flowKey{peer: 9, proto: protoTCP, local: 80, remote: 4000}
-	pol, other := &policy{version: 1}, &policy{version: 1}
+	k := flowKey{peer: 9, proto: trust.ProtoTCP, local: 80, remote: 4000}
+	pol, other := &Policy{Version: 1}, &Policy{Version: 1}
 	var m flowMemo
 	if m.holds(k, true, pol, 7) {
 		t.Error("nothing was kept")
@@ -152,11 +150,22 @@ func TestFlowMemo(t *testing.T) {
 		t.Error("the same again")
 	}
 	if m.holds(k, false, pol, 7) || m.holds(k, true, other, 7) || m.holds(k, true, pol, 8) ||
-		m.holds(flowKey{peer: 8, proto: protoTCP, local: 80, remote: 4000}, true, pol, 7) {
+		m.holds(flowKey{peer: 8, proto: trust.ProtoTCP, local: 80, remote: 4000}, true, pol, 7) {
 		t.Error("something else passed")
 	}
 	table.sweep(7, true)
 	if m.holds(k, true, pol, 7) {
 		t.Error("the entry is gone")
 	}
+}
+
+func used(f *flowTable) (n int) {
+	for s := range f.sets {
+		for i := range f.sets[s] {
+			if f.sets[s][i].Load() != 0 {
+				n++
+			}
+		}
+	}
+	return n
 }
