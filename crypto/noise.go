@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 )
 
 // Pattern is one of the Noise handshake patterns that Pilot uses, always as
@@ -87,6 +88,7 @@ type Handshake struct {
 	remote    DHPublic // static
 	remoteE   DHPublic
 	psk       [32]byte
+	ss        *atomic.Pointer[[32]byte] // keeps what "ss" gives, for the next handshake; nil: nobody does
 	testE     *DHPrivate
 	next      int // messages done
 	closed    bool
@@ -269,6 +271,12 @@ func (h *Handshake) mix(t token) error {
 		h.sym.mixKeyAndHash(h.psk[:])
 		return nil
 	}
+	if t == tokenSS && h.ss != nil {
+		if kept := h.ss.Load(); kept != nil {
+			h.sym.mixKey(kept[:])
+			return nil
+		}
+	}
 	ours, theirs := h.ephemeral, h.remoteE
 	if t == tokenSS || t == tokenSE && h.initiator || t == tokenES && !h.initiator {
 		ours = h.static
@@ -279,6 +287,10 @@ func (h *Handshake) mix(t token) error {
 	secret, err := ours.dh(theirs)
 	if err != nil {
 		return err
+	}
+	if t == tokenSS && h.ss != nil {
+		kept := secret // so that the others stay off the heap
+		h.ss.Store(&kept)
 	}
 	h.sym.mixKey(secret[:])
 	return nil
@@ -332,7 +344,7 @@ func (h *Handshake) Split() (Keys, error) {
 func (h *Handshake) wipe() {
 	h.closed = true
 	h.static, h.ephemeral, h.testE = keyPair{}, keyPair{}, nil
-	h.psk = [32]byte{}
+	h.psk, h.ss = [32]byte{}, nil
 	h.sym = symmetricState{h: h.sym.h}
 }
 

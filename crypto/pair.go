@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,12 +42,14 @@ type PairConfig struct {
 }
 
 // Pair makes and answers tunnel handshakes with one peer under one pair
-// secret. It is immutable and safe for concurrent use.
+// secret. It never changes, but for what it keeps of the first, and is safe for
+// concurrent use.
 type Pair struct {
 	static       keyPair
 	remoteStatic DHPublic
-	outbound     pairKeys // handshakes that we initiate
-	inbound      pairKeys // handshakes that the peer initiates
+	ss           atomic.Pointer[[32]byte] // of both static keys, the same in every handshake; computed by the first
+	outbound     pairKeys                 // handshakes that we initiate
+	inbound      pairKeys                 // handshakes that the peer initiates
 }
 
 // pairKeys belong to one direction of a pair: to handshakes that one side starts.

@@ -325,3 +325,50 @@ func TestHeaderShapes(t *testing.T) {
 		t.Error("long frame")
 	}
 }
+
+// The second handshake of a pair uses what the first one computed of the static
+// keys: with the same ephemeral keys it is the same handshake, and one with a
+// pair made anew, as after a restart of one side, too.
+func TestKeptStatic(t *testing.T) {
+	config, other := testPairConfig()
+	a, b := mustPair(t, config), mustPair(t, other)
+	run := func(a, b *Pair) (init, resp []byte, keys Keys) {
+		t.Helper()
+		i, err := a.initiate(testNow, 1, InitPayload{Millis: 1}, testDH(21))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, _, kb, err := b.respond(i.Message(), 2, RespPayload{}, testDH(22))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, ka, _, err := i.Complete(resp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ka.Send != kb.Recv || ka.Recv != kb.Send || ka.Export != kb.Export {
+			t.Fatal("the keys of both ends differ")
+		}
+		return i.Message(), resp, ka
+	}
+	init, resp, keys := run(a, b)
+	if a.ss.Load() == nil || b.ss.Load() == nil || *a.ss.Load() != *b.ss.Load() {
+		t.Fatal("nothing is kept")
+	}
+	for name, pairs := range map[string][2]*Pair{
+		"kept": {a, b}, "initiator anew": {mustPair(t, config), b}, "responder anew": {a, mustPair(t, other)},
+	} {
+		i, r, k := run(pairs[0], pairs[1])
+		if !bytes.Equal(i, init) || !bytes.Equal(r, resp) || k != keys {
+			t.Errorf("%s: another handshake", name)
+		}
+	}
+	a.ss.Load()[0] ^= 1 // it is this that is used
+	i, err := a.initiate(testNow, 1, InitPayload{Millis: 1}, testDH(21))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := b.respond(i.Message(), 2, RespPayload{}, testDH(22)); err == nil {
+		t.Error("another secret of the static keys was accepted")
+	}
+}

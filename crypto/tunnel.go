@@ -19,6 +19,7 @@ func (p *Pair) handshake(k *pairKeys, initiator bool, header []byte, ephemeral *
 	if err != nil {
 		return nil, fmt.Errorf("crypto: tunnel: %w", err)
 	}
+	h.ss = &p.ss
 	return h, nil
 }
 
