@@ -43,22 +43,29 @@ var (
 	targetAddr  = netip.MustParseAddrPort("198.51.100.1:2000")
 )
 
-// newForwarder returns a reader of a server that has one channel, open both ways.
-func newForwarder(t testing.TB, channels int) (*reader, *sink, []*channel) {
+// forwarderOn returns the reader of a server that has one socket, and no limit.
+func forwarderOn(t testing.TB, conn natt.PacketConn) (*reader, *Server) {
 	t.Helper()
 	key, err := crypto.GenerateDH()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := &sink{}
-	s, err := New(Config{Key: key, Store: NewMemoryStore(), UDP: []natt.PacketConn{out}, Limits: Limits{ChannelRate: 1 << 40}})
+	s, err := New(Config{Key: key, Store: NewMemoryStore(), UDP: []natt.PacketConn{conn}, Limits: Limits{ChannelRate: 1 << 40}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.listen(); err != nil {
 		t.Fatal(err)
 	}
-	r := newReader(s, s.sockets[0])
+	return newReader(s, s.sockets[0]), s
+}
+
+// newForwarder returns a reader of a server that has one agent and channels to
+// it, open both ways.
+func newForwarder(t testing.TB, channels int) (*reader, *sink, []*channel) {
+	t.Helper()
+	out := &sink{}
+	r, s := forwarderOn(t, out)
 	r.now = 1
 	home := &session{number: 5, agent: crypto.Fingerprint{1}}
 	home.bind.Store(&binding{addr: targetAddr, sock: s.sockets[0]})

@@ -50,19 +50,29 @@ func newReader(s *Server, sock *socket) *reader {
 // run reads until the socket is closed.
 func (r *reader) run() error {
 	for {
-		n, err := r.sock.conn.ReadBatch(r.in)
-		if errors.Is(err, net.ErrClosed) {
+		switch _, err := r.batch(); {
+		case errors.Is(err, net.ErrClosed):
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return fmt.Errorf("rendezvous: receive on %s: %w", r.sock.conn.LocalAddr(), err)
 		}
-		r.now = r.s.cfg.Now().UnixNano()
-		for i := range r.in[:n] {
-			r.message(&r.in[i])
-		}
-		r.flush()
 	}
+}
+
+// batch waits for datagrams, handles those that came together, and returns how
+// many bytes they were.
+func (r *reader) batch() (bytes int, err error) {
+	n, err := r.sock.conn.ReadBatch(r.in)
+	if err != nil {
+		return 0, err
+	}
+	r.now = r.s.cfg.Now().UnixNano()
+	for i := range r.in[:n] {
+		bytes += r.in[i].N
+		r.message(&r.in[i])
+	}
+	r.flush()
+	return bytes, nil
 }
 
 func (r *reader) flush() {
