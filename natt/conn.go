@@ -93,6 +93,9 @@ type ListenConfig struct {
 	Device string
 	// NoGSO, NoGRO and NoBatch do without the named mechanism, as on a kernel that lacks it.
 	NoGSO, NoGRO, NoBatch bool
+	// Portable opens what systems without an implementation of their own have, and macOS: one datagram a system call.
+	// DontFragment, PacketInfo and Device are then ignored.
+	Portable bool
 	// Logger receives what the socket had to do without. May be nil.
 	Logger *slog.Logger
 }
@@ -107,6 +110,9 @@ func Listen(c ListenConfig) (PacketConn, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Portable {
+		return listenGeneric(c, nil)
 	}
 	return listen(c)
 }

@@ -10,14 +10,14 @@ import (
 )
 
 // open returns two sockets that reach each other at an address of this host.
-func open(t testing.TB, listen func(natt.ListenConfig) (natt.PacketConn, error), c natt.ListenConfig, reach netip.Addr) nattest.Pair {
+func open(t testing.TB, c natt.ListenConfig, reach netip.Addr) nattest.Pair {
 	t.Helper()
 	var p nattest.Pair
 	for _, end := range []struct {
 		conn *natt.PacketConn
 		addr *netip.AddrPort
 	}{{&p.A, &p.AddrA}, {&p.B, &p.AddrB}} {
-		conn, err := listen(c)
+		conn, err := natt.Listen(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,12 +43,12 @@ func TestConformance(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Run("IPv4", func(t *testing.T) {
-				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, natt.Listen, c, loopback4) })
+				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, c, loopback4) })
 			})
 			t.Run("IPv4 only", func(t *testing.T) {
 				c := c
 				c.Addr = netip.AddrPortFrom(loopback4, 0)
-				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, natt.Listen, c, loopback4) })
+				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, c, loopback4) })
 			})
 			t.Run("IPv6", func(t *testing.T) {
 				probe, err := natt.Listen(natt.ListenConfig{Addr: netip.AddrPortFrom(loopback6, 0)})
@@ -56,7 +56,7 @@ func TestConformance(t *testing.T) {
 					t.Skip("no IPv6 here: ", err)
 				}
 				probe.Close()
-				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, natt.Listen, c, loopback6) })
+				nattest.Conformance(t, func(t *testing.T) nattest.Pair { return open(t, c, loopback6) })
 			})
 		})
 	}
@@ -66,7 +66,7 @@ func TestConformanceGeneric(t *testing.T) {
 	for name, addr := range map[string]netip.AddrPort{"wildcard": {}, "IPv4 only": netip.AddrPortFrom(loopback4, 0)} {
 		t.Run(name, func(t *testing.T) {
 			nattest.Conformance(t, func(t *testing.T) nattest.Pair {
-				return open(t, natt.ListenGeneric, natt.ListenConfig{Addr: addr, Logger: slog.New(slog.DiscardHandler)}, loopback4)
+				return open(t, natt.ListenConfig{Portable: true, Addr: addr, Logger: slog.New(slog.DiscardHandler)}, loopback4)
 			})
 		})
 	}

@@ -110,6 +110,9 @@ func (w *wire) talk(r *rand.Rand) (tun.Packet, [][]byte) {
 	case n > per:
 	case r.IntN(3) == 0:
 		p = tun.Packet{Data: s.Complete()}
+		if r.IntN(4) == 0 {
+			p.Data[len(p.Data)-1] ^= 0x55 // damaged before it came to us, as the end has to see
+		}
 	default:
 		p = s.Partial(0)
 	}
@@ -174,6 +177,7 @@ func TestPathVariants(t *testing.T) {
 	}
 	v4, v6 := netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()
 	none := tun.Offload{}
+	mac := natt.ListenConfig{Portable: true}
 	for name, v := range map[string]struct {
 		host   netip.Addr
 		socket natt.ListenConfig
@@ -189,6 +193,8 @@ func TestPathVariants(t *testing.T) {
 		"no TSO":           {v4, natt.ListenConfig{}, tun.Offload{VNetHdr: true}, 0},
 		"no virtio header": {v4, natt.ListenConfig{}, none, 0},
 		"nothing at all":   {v6, natt.ListenConfig{NoGSO: true, NoGRO: true, NoBatch: true}, none, 0},
+		"as on macOS":      {v4, mac, none, 0},
+		"macOS, IPv6":      {v6, mac, none, 0},
 		"jumbo over IPv4":  {v4, natt.ListenConfig{DontFragment: true}, allOffloads, natt.MaxBudget},
 		"jumbo over IPv6":  {v6, natt.ListenConfig{DontFragment: true}, allOffloads, 3900},
 		"jumbo, no GSO":    {v4, natt.ListenConfig{NoGSO: true, NoBatch: true}, none, natt.MaxBudget},
@@ -218,7 +224,7 @@ func TestPathVariants(t *testing.T) {
 				t.Errorf("%d dropped: out %v, in %v; %d superpackets", n, w.a.drops.counts(), w.b.drops.counts(), superpackets)
 			}
 			o := w.a.conn.Offload()
-			if o.GSO && v.socket.NoGSO || o.GRO && v.socket.NoGRO || o.Batch && v.socket.NoBatch {
+			if o.GSO && v.socket.NoGSO || o.GRO && v.socket.NoGRO || o.Batch && v.socket.NoBatch || v.socket.Portable && o != (natt.Offload{}) {
 				t.Errorf("the socket does what it must not: %+v", o)
 			}
 		})
@@ -288,5 +294,70 @@ func TestOrderUnderLoad(t *testing.T) {
 			}
 			next[port] = number + 1
 		}
+	}
+}
+
+// A sender that never waits for the receiver, so that both queues are full and
+// packets are lost: of what comes, none overtakes another of its flow, single
+// datagrams and the segments of superpackets alike.
+func TestOrderUnderFlood(t *testing.T) {
+	t.Parallel()
+	bursts := 300
+	if raceEnabled || testing.Short() {
+		bursts = 60
+	}
+	w := newWire(t, netip.MustParseAddr("127.0.0.1"), natt.ListenConfig{}, allOffloads)
+	over := make(chan struct{})
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		seq := uint32(0)
+		for number := range uint32(bursts) {
+			var packets []tun.Packet
+			for i := range uint32(64) {
+				d := datagram(1, uint16(5000+i%7), 2, 53, 8+int(i)%3*400)
+				binary.BigEndian.PutUint32(d.Payload, number*64+i)
+				packets = append(packets, d.Partial(0))
+				if i%16 == 0 {
+					s := segment(1, uint16(7000+i/16), 2, 80, tuntest.ACK, 20_000)
+					s.Seq = seq
+					packets = append(packets, s.Partial(1000))
+				}
+			}
+			seq += 20_000
+			w.a.send(packets...)
+		}
+		last := datagram(1, 9, 2, 9, 8) // until one of them comes
+		for {
+			w.a.send(last.Partial(0))
+			select {
+			case <-over:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	next, got := map[uint16]uint64{}, 0
+	for ended := false; !ended; {
+		for _, p := range w.collect(1) {
+			port, number := binary.BigEndian.Uint16(p[40:]), uint64(binary.BigEndian.Uint32(p[48:]))
+			if port == 9 {
+				ended = true
+				continue
+			}
+			if p[6] == tuntest.TCP {
+				number = uint64(binary.BigEndian.Uint32(p[44:]))
+			}
+			if number < next[port] {
+				t.Fatalf("flow %d: %d after %d", port, number, next[port]-1)
+			}
+			next[port] = number + 1
+			got++
+		}
+	}
+	close(over)
+	<-sent
+	if all := bursts * (64 + 4*20); got < all/100 || len(next) != 11 {
+		t.Errorf("%d of %d packets of %d flows came; drops %v", got, all, len(next), w.b.drops.counts())
 	}
 }
