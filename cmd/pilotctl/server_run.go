@@ -15,6 +15,10 @@ import (
 	"github.com/pilotnet/pilot/overlay"
 )
 
+// In Mbit/s: what a home connection has, and what a hundred pairs at once do not
+// fill a usual server's with.
+const usualRelayRate, maxRelayRate = 50, 1_000_000
+
 func (p *program) serverRunCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
@@ -28,6 +32,7 @@ are served on each port; the default is 3478 and 443 on all addresses.
 			&cli.StringFlag{Name: "cert", Usage: "file of a TLS certificate in PEM to show instead of a self-signed one; read again when it changes"},
 			&cli.StringFlag{Name: "key-file", Usage: "file of the key of --cert"},
 			&cli.StringFlag{Name: "acme", Usage: "domain to get a TLS certificate for from Let's Encrypt, which asks on port 443; accepts its terms"},
+			&cli.Float64Flag{Name: "relay-rate", Value: usualRelayRate, Usage: "most that is relayed for two agents each way, in Mbit/s"},
 			&cli.StringFlag{Name: "metrics", Usage: "loopback IP:PORT for /metrics and /health"},
 		},
 		Action: p.serverRun,
@@ -72,6 +77,11 @@ func (p *program) serverConfig(c *cli.Context) (rendezvous.Config, error) {
 		}
 		config.Listen = append(config.Listen, addr)
 	}
+	rate := c.Float64("relay-rate")
+	if !(rate >= 1 && rate <= maxRelayRate) {
+		return config, usagef("--relay-rate is 1 to %d Mbit/s", maxRelayRate)
+	}
+	config.Limits.ChannelRate = int64(rate * 1e6 / 8)
 	config.CertFile, config.CertKeyFile, config.ACME = c.String("cert"), c.String("key-file"), c.String("acme")
 	if (config.CertFile == "") != (config.CertKeyFile == "") {
 		return config, usagef("--cert and --key-file come together")
@@ -107,6 +117,9 @@ func serverError(err error, dir string) error {
 	case errors.Is(err, rendezvous.ErrDamaged):
 		return overlay.Errorf(overlay.CodeInternal, "%v", err).
 			WithHint("set %s/server.db aside and start again: agents claim anew, waiting mail is lost", dir)
+	case errors.Is(err, rendezvous.ErrNewer):
+		return overlay.Errorf(overlay.CodeConflict, "%v", err).
+			WithHint("install the version of pilotctl that wrote it, or restore a backup of before")
 	case errors.Is(err, syscall.EADDRINUSE):
 		return overlay.Errorf(overlay.CodeConflict, "%v", err).WithHint("another program has the port; choose one with --listen")
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
