@@ -79,7 +79,7 @@ func TestParseOutputs(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	o, err := parse([]string{"-variants", "default", "-rounds", "3"})
+	o, err := parse([]string{"-variants", "default", "-rounds", "3", "-contestants", "veth,wireguard-go,pilot"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +105,47 @@ func TestReport(t *testing.T) {
 	}
 	if strings.Contains(b.String(), "HTTP") {
 		t.Error("a test that did not run has a line")
+	}
+}
+
+func TestReportRelay(t *testing.T) {
+	r := &report{}
+	for i, v := range []float64{1000, 800, 900} {
+		r.relay = append(r.relay, result{test: "tcp", round: i + 1, tries: 1, figures: map[string]metrics{
+			direct: {"mbps": 4000, "cpu": 2.5}, relayed: {"mbps": v, "cpu": 3, "server": 1.5},
+		}})
+	}
+	var b bytes.Buffer
+	if err := r.write(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"Medians of 3 rounds",
+		"| TCP, one stream, Mbit/s | 4000 (4000-4000) | 900 (800-1000) | **0.225** (0.2-0.25) |",
+		"| CPU of the server, s/GB |  | 1.50 (1.50-1.50) |  |",
+		"| CPU of the server, s/GB | 2 |  | 1.50 | 0.00 | 1 |",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("missing: %s\n%s", want, &b)
+		}
+	}
+}
+
+// Nebula has a ratio of its own beside that to the rival, if it takes part.
+func TestReportNebula(t *testing.T) {
+	r := &report{options: options{contenders: []string{rival, other, "pilot"}, variants: []string{"default"}}}
+	r.add(result{variant: "default", test: "tcp", round: 1, figures: map[string]metrics{rival: {"mbps": 1000}, other: {"mbps": 2000}, "pilot": {"mbps": 3000}}})
+	var b bytes.Buffer
+	if err := r.write(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| | wireguard-go | nebula | pilot | pilot / nebula | pilot / wireguard-go | goal (floor) | |\n|---|---|---|---|---|---|---|---|\n",
+		"| 3000 (3000-3000) | **1.5** (1.5-1.5) | **3** (3-3) | >= 2.6 (2.2) | goal met |",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("missing: %s\n%s", want, &b)
+		}
 	}
 }
 

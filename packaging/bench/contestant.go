@@ -25,6 +25,7 @@ type contestant struct {
 	about   string
 	address string // of host b
 	pids    []int  // of its daemons
+	servers []int  // of what relays between them
 	peak    int    // largest RssAnon of one of them, kB
 	peakAll int    // largest VmRSS, kB
 }
@@ -32,7 +33,10 @@ type contestant struct {
 var starters = map[string]func(*world) (*contestant, error){
 	"veth":         startVeth,
 	"wireguard-go": startWireGuard,
+	"nebula":       startNebula,
 	"pilot":        startPilot,
+	direct:         startPilot,
+	relayed:        startRelayed,
 }
 
 func startVeth(*world) (*contestant, error) {
@@ -170,7 +174,19 @@ func (a *agent) status() (s pilotStatus) {
 	return s
 }
 
-func startPilot(w *world) (*contestant, error) {
+func startPilot(w *world) (*contestant, error) { return startAgents(w, "direct") }
+
+// startRelayed is startPilot where the agents do not reach each other.
+func startRelayed(w *world) (*contestant, error) {
+	if err := w.isolate(); err != nil {
+		return nil, err
+	}
+	return startAgents(w, "relay", "--relay-rate", "100000")
+}
+
+// startAgents runs a server with these flags and two agents, which are to find a
+// path of this kind.
+func startAgents(w *world, path string, flags ...string) (*contestant, error) {
 	if w.pilotctl == "" {
 		w.pilotctl = filepath.Join(w.dir, "pilotctl")
 		if err := w.goBuild(w.pilotctl, "github.com/pilotnet/pilot/cmd/pilotctl"); err != nil {
@@ -182,11 +198,15 @@ func startPilot(w *world) (*contestant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pilotctl server key: %w", err)
 	}
-	_, err = w.start("R", "server", nil, w.pilotctl, "server", "run", "--listen", "10.99.0.254:3478", "--state-dir", serverState)
+	args := append([]string{w.pilotctl, "server", "run", "--listen", "10.99.0.254:3478", "--state-dir", serverState}, flags...)
+	server, err := w.start("R", "server", nil, args...)
 	if err != nil {
 		return nil, err
 	}
 	c := &contestant{}
+	if path == "relay" {
+		c.servers = []int{server.Process.Pid}
+	}
 	agents := [2]*agent{{w, "A", filepath.Join(w.dir, "alice")}, {w, "B", filepath.Join(w.dir, "bob")}}
 	for i, name := range []string{"alice", "bob"} {
 		a := agents[i]
@@ -214,9 +234,9 @@ func startPilot(w *world) (*contestant, error) {
 	if err := w.reachable(c.address); err != nil {
 		return nil, err
 	}
-	return c, w.await(20*time.Second, "the path is direct and its size is known", func() bool {
+	return c, w.await(20*time.Second, "the path is "+path+" and its size is known", func() bool {
 		s := agents[0].status()
-		if len(s.Peers) != 1 || s.Peers[0].Path != "direct" || s.Peers[0].Budget < 1500 {
+		if len(s.Peers) != 1 || s.Peers[0].Path != path || s.Peers[0].Budget < 1500 {
 			return false
 		}
 		c.about = fmt.Sprintf("MTU %d, TUN %s, UDP %s, %s path, frames of %d bytes",

@@ -1,5 +1,6 @@
-// Bench measures Pilot beside its rivals on one Linux machine: bare veth, and
-// wireguard-go built from the module that Pilot itself depends on.
+// Bench measures Pilot beside its rivals on one Linux machine: bare veth,
+// wireguard-go built from the module that Pilot itself depends on, and Nebula where
+// nebula and nebula-cert are installed.
 //
 //	go run ./packaging/bench [flags]        (as root; "make bench")
 //
@@ -21,6 +22,10 @@
 // own program (flood_linux.go) for all contestants: iperf3's receiver lost half of
 // what was delivered to it. Beside each ratio stand its goal and its floor, and
 // where even the bare link does not reach the goal, that.
+//
+// The relay is measured last: two agents that the bridge keeps apart, and the server
+// between them, beside the direct path of the same agents in the same rounds, with the
+// server's CPU seconds per gigabyte (-relay=false leaves it out).
 //
 // With -soak it measures nothing: it sends random bytes both ways for so long,
 // over a link in user space that loses 1 % of the packets and lets another 1 %

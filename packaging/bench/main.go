@@ -27,6 +27,7 @@ type options struct {
 	contenders []string
 	out        string
 	benchmarks bool
+	relay      bool
 	pilotctl   string
 	until      time.Time
 	soak       time.Duration
@@ -79,7 +80,8 @@ func parse(args []string) (o options, err error) {
 	f.Float64Var(&o.foreign, "foreign", 0.1, "CPUs used by other programs that count as a disturbance")
 	tests := f.String("tests", strings.Join(allTests, ","), "tests on the default link")
 	variants := f.String("variants", "default,nic,nouso", "links: default, nic (the sender's kernel cuts, the receiver's joins), nouso (every packet alone)")
-	contenders := f.String("contestants", "veth,wireguard-go,pilot", "who takes part")
+	contenders := f.String("contestants", defaultContenders(), "who takes part; nebula if it is installed")
+	f.BoolVar(&o.relay, "relay", true, "measure two agents behind a relay as well")
 	f.StringVar(&o.out, "out", "packaging/bench/RESULTS.md", "file for the results; - prints them")
 	f.BoolVar(&o.benchmarks, "benchmarks", true, "run the Go benchmarks as well")
 	f.StringVar(&o.pilotctl, "pilotctl", "", "program to measure; default: built from this source")
@@ -100,7 +102,7 @@ func parse(args []string) (o options, err error) {
 	}
 	for _, c := range o.contenders {
 		if _, ok := starters[c]; !ok {
-			return o, fmt.Errorf("-contestants: %q is none of veth, wireguard-go, pilot", c)
+			return o, fmt.Errorf("-contestants: %q is none of veth, wireguard-go, nebula, pilot", c)
 		}
 	}
 	if f.NArg() > 0 {
@@ -140,6 +142,11 @@ func run(ctx context.Context, o options) error {
 			continue
 		}
 		if err := measureLink(ctx, o, v, r); err != nil {
+			return err
+		}
+	}
+	if o.relay {
+		if err := measureRelay(ctx, o, r); err != nil {
 			return err
 		}
 	}

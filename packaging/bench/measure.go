@@ -155,7 +155,9 @@ func (c *contestant) iperf(ctx context.Context, seconds int, args ...string) (ip
 }
 
 func (c *contestant) tcp(ctx context.Context, seconds int, args ...string) (metrics, error) {
+	server := cpuOf(c.servers)
 	o, cpu, err := c.iperf(ctx, seconds, args...)
+	server = cpuOf(c.servers) - server
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +167,9 @@ func (c *contestant) tcp(ctx context.Context, seconds int, args ...string) (metr
 	m := metrics{"mbps": o.End.Received.Bits / 1e6}
 	if len(c.pids) > 0 {
 		m["cpu"] = cpu / (o.End.Received.Bytes / 1e9)
+	}
+	if len(c.servers) > 0 {
+		m["server"] = server / (o.End.Received.Bytes / 1e9)
 	}
 	return m, nil
 }

@@ -47,6 +47,7 @@ type report struct {
 	began      time.Time
 	took       time.Duration
 	results    []result
+	relay      []result
 	memory     []memory
 	notes      []string
 	abouts     []string
@@ -112,6 +113,7 @@ func (r *report) write(to io.Writer) error {
 		r.summary(w, v)
 	}
 	r.writeMemory(w)
+	r.writeRelay(w)
 	if len(r.benchmarks) > 0 {
 		fmt.Fprintf(w, "\n## Go benchmarks, one CPU\n\n```\n%s\n```\n", strings.Join(r.benchmarks, "\n"))
 	}
@@ -119,6 +121,7 @@ func (r *report) write(to io.Writer) error {
 	for _, v := range r.options.variants {
 		r.rounds(w, v)
 	}
+	r.relayRoundsTable(w)
 	return w.Flush()
 }
 
@@ -141,7 +144,10 @@ func (r *report) series(variant string, f figure, name, base string) (values, ra
 	return values, ratios
 }
 
-const rival = "wireguard-go"
+const (
+	rival = "wireguard-go"
+	other = "nebula" // where it is installed
+)
 
 func (r *report) summary(w io.Writer, variant string) {
 	fmt.Fprintf(w, "\n## Link: %s\n\nMedians; in brackets the range of the rounds. The ratio is that of paired rounds, %s being 1.\n\n", variant, rival)
@@ -149,6 +155,10 @@ func (r *report) summary(w io.Writer, variant string) {
 	line := "|---|"
 	for _, c := range r.options.contenders {
 		head += " " + c + " |"
+		line += "---|"
+	}
+	if slices.Contains(r.options.contenders, other) {
+		head += " pilot / " + other + " |"
 		line += "---|"
 	}
 	fmt.Fprintf(w, "%s pilot / %s | goal (floor) | |\n%s---|---|---|\n", head, rival, line)
@@ -159,6 +169,10 @@ func (r *report) summary(w io.Writer, variant string) {
 			v, _ := r.series(variant, f, c, "")
 			any = any || len(v) > 0
 			row += " " + spread(v, f.digits) + " |"
+		}
+		if slices.Contains(r.options.contenders, other) {
+			_, ratios := r.series(variant, f, "pilot", other)
+			row += " " + ratio(ratios) + " |"
 		}
 		_, ratios := r.series(variant, f, "pilot", rival)
 		if any {
