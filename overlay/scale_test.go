@@ -369,21 +369,32 @@ func cpuTime() time.Duration {
 type crowdCost struct {
 	ready, shaken time.Duration
 	heap          uint64  // bytes
-	cpu           float64 // share of one
+	cpu           float64 // share of one, while paths are kept open after the last traffic
+	asleep        float64 // the same after that; only if waited for
 }
 
-// crowdCostOf measures a hub with n peers, each with a completed handshake, after
-// they have fallen asleep.
-func crowdCostOf(t *testing.T, n int, settle time.Duration) (c crowdCost) {
+// drowsy is longer than an agent keeps the path to a silent peer open.
+const drowsy = 3*time.Minute + 10*time.Second
+
+// crowdCostOf measures a hub with n peers, each with a completed handshake, soon
+// after that, and when all are asleep.
+func crowdCostOf(t *testing.T, n int, settle time.Duration, asleep bool) (c crowdCost) {
 	before := heapInUse()
 	h := newHub(t, n)
 	c.ready = h.start()
 	defer h.stop()
 	c.shaken = h.shake()
-	<-time.After(settle)
-	began, cpu := time.Now(), cpuTime()
-	<-time.After(settle)
-	c.cpu = float64(cpuTime()-cpu) / float64(time.Since(began))
+	share := func() float64 {
+		<-time.After(settle)
+		began, cpu := time.Now(), cpuTime()
+		<-time.After(settle)
+		return float64(cpuTime()-cpu) / float64(time.Since(began))
+	}
+	c.cpu = share()
+	if asleep {
+		<-time.After(drowsy)
+		c.asleep = share()
+	}
 	known := h.node.plane.snapshot.Load().peers
 	connected := 0
 	for _, p := range known {
@@ -403,26 +414,29 @@ func crowdCostOf(t *testing.T, n int, settle time.Duration) (c crowdCost) {
 
 // What an idle peer costs, in memory and CPU, with 1, 100 and 10,000 of them; how
 // fast the handshakes are, and how long an agent with so many trusted peers needs
-// to start. PILOT_SCALE=1 adds the 10,000, another number as many, and waits until
-// all are asleep.
+// to start. PILOT_SCALE=1 adds the 10,000, another number as many, and waits for
+// these until all are asleep. Their answers are the work of this process, too.
 func TestScalePeers(t *testing.T) {
-	counts, settle := []int{1, 100}, time.Second
+	counts, settle, most := []int{1, 100}, time.Second, 0
 	if os.Getenv("PILOT_SCALE") != "" {
 		many, _ := strconv.Atoi(os.Getenv("PILOT_SCALE"))
 		if many <= 1 {
 			many = 10_000
 		}
-		counts, settle = append(counts, many), 10*time.Second
+		counts, settle, most = append(counts, many), 10*time.Second, many
 	} else if raceEnabled || testing.Short() {
 		counts = []int{1, 20}
 	}
-	none := crowdCostOf(t, 0, time.Millisecond)
+	none := crowdCostOf(t, 0, time.Millisecond, false)
 	t.Logf("no peer: ready after %v, %.1f MiB", none.ready.Round(time.Millisecond), float64(none.heap)/(1<<20))
 	for _, n := range counts {
-		c := crowdCostOf(t, n, settle)
+		c := crowdCostOf(t, n, settle, n == most)
 		per := (float64(c.heap) - float64(none.heap)) / float64(n)
 		t.Logf("%d peers: ready after %v; %.0f handshakes/s with both ends in this process; idle: %.1f KiB and %.5f %% of a CPU a peer (%.1f MiB and %.2f %% in all)",
 			n, c.ready.Round(time.Millisecond), float64(n)/c.shaken.Seconds(), per/1024, 100*c.cpu/float64(n), float64(c.heap)/(1<<20), 100*c.cpu)
+		if n == most {
+			t.Logf("%d peers asleep: %.6f %% of a CPU a peer (%.2f %% in all)", n, 100*c.asleep/float64(n), 100*c.asleep)
+		}
 		if n >= 100 && per > 64<<10 {
 			t.Errorf("%.0f bytes a peer", per)
 		}
