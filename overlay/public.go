@@ -45,7 +45,7 @@ var publicErrors = []struct {
 }{
 	{trust.ErrLocked, CodeConflict, "stop the other daemon with `pilotctl down`, or give this one its own --state-dir", false},
 	{trust.ErrDamaged, CodeInternal, "restore the state directory from a backup, or move store.db away: the address stays, trust must be asked for again", false},
-	{trust.ErrNewer, CodeInternal, "install the version of pilotctl that wrote it", false},
+	{trust.ErrNewer, CodeConflict, "install the version of pilotctl that wrote it, or restore a backup of before", false},
 	{trust.ErrWrongKey, CodeConflict, "use the identity that belongs to this state, or another --state-dir", false},
 	{trust.ErrNameTaken, CodeConflict, "choose another name with --as, or say which one by its fingerprint", false},
 	{trust.ErrName, CodeInvalidArgument, "choose a name of letters, digits and hyphens with --as", false},

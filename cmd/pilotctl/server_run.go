@@ -117,6 +117,9 @@ func serverError(err error, dir string) error {
 	case errors.Is(err, rendezvous.ErrDamaged):
 		return overlay.Errorf(overlay.CodeInternal, "%v", err).
 			WithHint("set %s/server.db aside and start again: agents claim anew, waiting mail is lost", dir)
+	case errors.Is(err, rendezvous.ErrNewer):
+		return overlay.Errorf(overlay.CodeConflict, "%v", err).
+			WithHint("install the version of pilotctl that wrote it, or restore a backup of before")
 	case errors.Is(err, syscall.EADDRINUSE):
 		return overlay.Errorf(overlay.CodeConflict, "%v", err).WithHint("another program has the port; choose one with --listen")
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

@@ -14,6 +14,7 @@ var (
 	ErrStale        = errors.New("a newer version is stored")
 	ErrLocked       = errors.New("another server uses this state")
 	ErrDamaged      = errors.New("the store is damaged")
+	ErrNewer        = errors.New("a newer version wrote the store")
 )
 
 // An Agent is what the store keeps of one agent: its claim and card, as signed,

@@ -26,20 +26,26 @@ import (
 //	head     fingerprint 16          -> count 8, signed head
 //	mail     fingerprint 16 || ID 8  -> received unix ms 8, bucket 4, body
 //	withdrawn fingerprint 16         -> serial 8, up to which nothing is accepted any more
+//	schema   "schema"                -> number of this layout 4; a file without one has layout 1
 var (
 	bucketAgent   = []byte("agent")
 	bucketAddress = []byte("address")
 	bucketMail    = []byte("mail")
 	bucketHead    = []byte("head")
 	bucketGone    = []byte("withdrawn")
+	bucketSchema  = []byte("schema")
 	castagnoli    = crc32.MakeTable(crc32.Castagnoli)
 )
+
+// schema grows when a program that knows only the layout before would lose something.
+const schema = 1
 
 // BoltStore is a Store in one file.
 type BoltStore struct{ db *bbolt.DB }
 
 // OpenBolt opens or makes the store at path. ErrLocked says that another process
-// has it open, ErrDamaged that it is not what was written; nothing is changed then.
+// has it open, ErrDamaged that it is not what was written, ErrNewer that a newer
+// version wrote it; nothing is changed then.
 func OpenBolt(path string) (s *BoltStore, err error) {
 	fail := func(err error) (*BoltStore, error) {
 		return nil, fmt.Errorf("rendezvous: open store %s: %w", path, err)
@@ -73,6 +79,9 @@ func OpenBolt(path string) (s *BoltStore, err error) {
 			db.Close()
 		}
 	}()
+	if err := db.View(checkSchema); err != nil {
+		return fail(err)
+	}
 	if err := db.View(checkPages); err != nil {
 		return fail(fmt.Errorf("%w: %v", ErrDamaged, err))
 	}
@@ -115,6 +124,32 @@ func makeBuckets(tx *bbolt.Tx) error {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
+	}
+	if tx.Bucket(bucketSchema) != nil {
+		return nil
+	}
+	b, err := tx.CreateBucket(bucketSchema)
+	if err != nil {
+		return err
+	}
+	return b.Put(bucketSchema, withSum(bucketSchema, binary.BigEndian.AppendUint32(make([]byte, 4), schema)))
+}
+
+// checkSchema refuses a layout that this program does not know.
+func checkSchema(tx *bbolt.Tx) error {
+	b := tx.Bucket(bucketSchema)
+	if b == nil {
+		return nil
+	}
+	number, err := unsum(bucketSchema, b.Get(bucketSchema))
+	switch {
+	case err != nil:
+		return err
+	case len(number) != 4:
+		return fmt.Errorf("%w: its schema has %d bytes", ErrDamaged, len(number))
+	}
+	if have := binary.BigEndian.Uint32(number); have > schema {
+		return fmt.Errorf("%w: its schema is %d, this program knows %d", ErrNewer, have, schema)
 	}
 	return nil
 }

@@ -23,13 +23,15 @@ var (
 
 // A Database says how a bbolt file is used.
 type Database struct {
+	Schema         int                   // of its layout; 0: the first
 	Buckets        [][]byte              // made when they are missing
 	Check          func(*bbolt.Tx) error // reads all of it once; nil: nothing is read
 	NoFreelistSync bool                  // fewer bytes a transaction, a longer start
 }
 
 // Open opens or makes a database. bbolt trusts its pages: one that is not there
-// faults in the memory map, and a wrong one may panic. Both are ErrDamaged here.
+// faults in the memory map, and a wrong one may panic. Both are ErrDamaged here. A
+// higher schema is a *NewerError.
 func (d Database) Open(path string) (db *bbolt.DB, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := d.create(path); err != nil {
@@ -60,16 +62,24 @@ func (d Database) Open(path string) (db *bbolt.DB, err error) {
 	case err != nil:
 		return nil, err
 	}
+	if err := db.View(func(tx *bbolt.Tx) error { return checkDatabase(tx, d.schema()) }); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	if d.Check != nil {
 		if err := db.View(d.Check); err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), db.Close())
 		}
 	}
-	if err := db.Update(d.makeBuckets); err != nil {
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return errors.Join(d.makeBuckets(tx), numberDatabase(tx, firstSchema)) // it was made before stores had one
+	})
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }
+
+func (d Database) schema() int { return max(d.Schema, firstSchema) }
 
 // create makes an empty database, complete and durable: bbolt itself would leave
 // a file that is too short when it is stopped in its beginnings.
@@ -86,7 +96,8 @@ func (d Database) create(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(db.Update(d.makeBuckets), db.Close()); err != nil {
+	err = db.Update(func(tx *bbolt.Tx) error { return errors.Join(d.makeBuckets(tx), numberDatabase(tx, d.schema())) })
+	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
 	content, err := os.ReadFile(f.Name())

@@ -16,6 +16,9 @@ import (
 	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
+// schema is the number of the layout (package disk).
+const schema = 1
+
 // The buckets of the database.
 var (
 	bucketMessages = []byte("messages") // sequence number -> event
@@ -37,7 +40,7 @@ type sessionRecord struct {
 }
 
 func openStore(path string) (*bbolt.DB, error) {
-	file := disk.Database{Buckets: [][]byte{bucketMessages, bucketQueues, bucketSessions, bucketRetained, bucketAccess}, NoFreelistSync: true}
+	file := disk.Database{Schema: schema, Buckets: [][]byte{bucketMessages, bucketQueues, bucketSessions, bucketRetained, bucketAccess}, NoFreelistSync: true}
 	db, err := file.Open(path)
 	switch {
 	case errors.Is(err, disk.ErrDamaged):

@@ -82,4 +82,5 @@
 //	share/all/NAME  share/FINGERPRINT/NAME
 //	queue/ID  queue/ID.json     a file to deliver
 //	temp/                       emptied at every start
+//	schema                      the number of this layout
 package exchange

@@ -67,6 +67,9 @@ type Exchange struct {
 	boxes map[crypto.Fingerprint]*box
 }
 
+// schema is the number of the layout of the directory (package disk).
+const schema = 1
+
 // New opens the directory. The caller makes sure that no other process does.
 func New(c Config) (*Exchange, error) {
 	c.Quota = orDefault(c.Quota, defaultQuota)
@@ -80,6 +83,13 @@ func New(c Config) (*Exchange, error) {
 		return nil, err
 	}
 	c.Dir = dir
+	if err := disk.MakeDir(dir); err != nil {
+		return nil, fmt.Errorf("exchange: open: %w", err)
+	}
+	// A newer layout is not for us to tidy up: the queue drops what it cannot read.
+	if err := disk.CheckSchema(dir, schema); err != nil {
+		return nil, fmt.Errorf("exchange: open: %w", err)
+	}
 	for _, name := range []string{"temp", "share/all", "queue"} {
 		if err := disk.MakeDir(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("exchange: open: %w", err)

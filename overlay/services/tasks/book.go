@@ -29,6 +29,9 @@ const (
 	maxKeptBytes = 64 << 20
 )
 
+// schema is the number of the layout (package disk).
+const schema = 1
+
 var (
 	bucketTasks   = []byte("tasks")
 	bucketHandler = []byte("handler")
@@ -45,7 +48,7 @@ type book struct {
 }
 
 func openBook(path string) (*book, error) {
-	file := disk.Database{Buckets: [][]byte{bucketTasks, bucketHandler}, Check: checkRecords}
+	file := disk.Database{Schema: schema, Buckets: [][]byte{bucketTasks, bucketHandler}, Check: checkRecords}
 	db, err := file.Open(path)
 	switch {
 	case errors.Is(err, disk.ErrDamaged):
