@@ -82,12 +82,14 @@ nat:
 	PILOT_NAT=1 $(GO) test -count=1 -v -timeout 120m -run '^TestNATs$$' ./cmd/pilotctl/e2e
 
 # What a server needs for ten thousand agents, and an agent for ten thousand
-# peers: a few minutes, most of them to make the peers; prints memory and times.
+# peers: six minutes, to make the peers and until they are asleep; prints memory
+# and times.
 scale:
 	PILOT_SCALE=1 $(GO) test -count=1 -v -timeout 40m -p 1 -run '^TestScale' ./natt/rendezvous ./overlay
 
-# Beside wireguard-go, on a machine that does nothing else: a quarter of an hour, needs
-# root, iperf3 and ping; wrk and ethtool for some of it. Writes the results.
+# Beside wireguard-go, and Nebula where it is installed, on a machine that does nothing
+# else: a quarter of an hour, needs root, iperf3 and ping; wrk and ethtool for some of
+# it. Writes the results.
 bench:
 	$(GO) run ./packaging/bench $(BENCHFLAGS)
 
