@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 
 func TestAnsweredSurvivesARestart(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, AnsweredFile)
+	path := filepath.Join(dir, answeredFile)
 	run := func(f func(a *answerLog)) {
 		t.Helper()
 		a, err := openAnswerLog(dir)
@@ -126,5 +127,46 @@ func TestReplayAfterRestart(t *testing.T) {
 			t.Errorf("%d of %d dropped as seen", got, len(recorded))
 		}
 		alice.pathTo("bob", "direct")
+	})
+}
+
+// FuzzAnswered: whatever file an earlier run left, its whole records are known, and
+// what is noted then is known to the next run beside them.
+func FuzzAnswered(f *testing.F) {
+	f.Add([]byte("first888second88"), []byte("older888"))
+	f.Add([]byte("cut"), []byte{})
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, file, old []byte) {
+		for name, b := range map[string][]byte{AnsweredFile: file, AnsweredFile + ".old": old} {
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		known := func(a *answerLog) {
+			for _, b := range [][]byte{file, old} {
+				for ; len(b) >= 8; b = b[8:] {
+					if !a.before([16]byte(append(b[:8:8], make([]byte, 8)...))) {
+						t.Fatalf("%x of %x and %x is forgotten", b[:8], file, old)
+					}
+				}
+			}
+		}
+		a, err := openAnswerLog(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		known(a)
+		mac := [16]byte{1, 2, 3, 4, 5, 6, 7, 8}
+		if err := errors.Join(a.note(mac), a.close()); err != nil {
+			t.Fatal(err)
+		}
+		if a, err = openAnswerLog(dir); err != nil {
+			t.Fatal(err)
+		}
+		defer a.close()
+		known(a)
+		if !a.before(mac) {
+			t.Fatalf("behind %x nothing is remembered", file)
+		}
 	})
 }

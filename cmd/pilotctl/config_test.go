@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -163,4 +165,39 @@ func TestCleanName(t *testing.T) {
 			t.Errorf("%q: %v", host, err)
 		}
 	}
+}
+
+// FuzzConfig: a configuration that holds is the same when its name and servers are
+// saved into a new file, and the file that it came from stays as it is but for lines
+// above.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte("name = \"alice\"\nservers = [\"" + goodServer + "\"]\n"))
+	f.Add([]byte("name = 'bob'\nport = 4000\nstun = ['stun.example']\n"))
+	f.Add([]byte("tun = \"\\u0070ilot0\"\ndns = \"off\"\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := parseConfig(bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		if _, err := r.check(); err != nil {
+			return
+		}
+		path := filepath.Join(t.TempDir(), "config.toml")
+		if differs, err := saveConfig(path, r); err != nil || len(differs) > 0 {
+			t.Fatalf("%q: %v, %v", text, differs, err)
+		}
+		saved, err := readConfig(path)
+		if err != nil || saved.Name != r.Name || !slices.Equal(saved.Servers, r.Servers) {
+			t.Fatalf("%q was saved as %+v, %v", text, saved, err)
+		}
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if differs, err := saveConfig(path, rawSettings{Name: "carol", Servers: r.Servers}); err != nil || len(differs) > 1 {
+			t.Fatalf("%q: %v, %v", text, differs, err)
+		}
+		if got, err := readConfig(path); err != nil || got.Name != either(r.Name, "carol") || got.Port != r.Port {
+			t.Errorf("%q with a name is %+v, %v", text, got, err)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -322,4 +323,20 @@ func TestSessionsAreBounded(t *testing.T) {
 	if err := alice.Subscribe(t.Context(), 1, "public/more"); err == nil {
 		t.Error("there is no end of subscriptions")
 	}
+}
+
+// FuzzHow: how an entry of a queue is delivered is the same after it was stored again,
+// whatever was read.
+func FuzzHow(f *testing.F) {
+	f.Add((&entry{retain: true, subs: []int{1, 300, 268_435_455}}).appendHow())
+	f.Add([]byte{})
+	f.Add([]byte{1, 0x80})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var e, again entry
+		e.readHow(b)
+		again.readHow(e.appendHow())
+		if e.retain != again.retain || !slices.Equal(e.subs, again.subs) {
+			t.Errorf("%x is %+v, stored again %+v", b, e, again)
+		}
+	})
 }

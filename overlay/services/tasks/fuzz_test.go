@@ -3,9 +3,13 @@ package tasks
 import (
 	"encoding/json"
 	"testing"
+	"time"
 	"unicode/utf8"
 
+	"github.com/a2aproject/a2a-go/v2/a2a"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pilotnet/pilot/crypto"
 )
 
 // FuzzHandler: a handler that is accepted is the same after it was kept.
@@ -43,6 +47,40 @@ func FuzzWhole(f *testing.F) {
 		}
 		if n < len(b) && utf8.FullRune(b[n:]) {
 			t.Errorf("%q holds back a whole character", b)
+		}
+	})
+}
+
+// FuzzRecord: a task of the book is the same after it was kept again.
+func FuzzRecord(f *testing.F) {
+	at := time.Unix(1_800_000_000, 0).UTC()
+	text, err := json.Marshal(Record{
+		Peer: crypto.Fingerprint{1}, Name: "alice", Created: at, Updated: at, Log: "x",
+		Task: &a2a.Task{
+			ID: "t", ContextID: "c", Status: a2a.TaskStatus{State: a2a.TaskStateWorking, Timestamp: &at},
+			History:   []*a2a.Message{{ID: "m", Role: a2a.MessageRoleUser, Parts: a2a.ContentParts{a2a.NewTextPart("hello")}}},
+			Artifacts: []*a2a.Artifact{{ID: "a", Parts: a2a.ContentParts{a2a.NewDataPart(map[string]any{"k": 1.5}), a2a.NewRawPart([]byte{1, 2})}}},
+		},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(`{"task":{"id":"t"}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var r, again Record
+		if json.Unmarshal(b, &r) != nil {
+			return
+		}
+		first, err := json.Marshal(r)
+		if err != nil {
+			return // such as a year beyond 9999, which no caller can set
+		}
+		if err := json.Unmarshal(first, &again); err != nil {
+			t.Fatalf("%s: %v", first, err)
+		}
+		if second, err := json.Marshal(again); err != nil || string(second) != string(first) {
+			t.Errorf("%s\nbecame\n%s, %v", first, second, err)
 		}
 	})
 }
