@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -72,21 +71,8 @@ func crashWork(t *testing.T, dir string) {
 // key that its card names, and every handshake that was answered and synced is
 // known.
 func TestHostilePowerFailure(t *testing.T) {
-	if dir := crashtest.Dir(); dir != "" {
-		crashWork(t, filepath.Join(dir, "agent"))
-		return
-	}
-	t.Parallel()
-	seeds := 30
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds = 2_000
-	}
-	log := crashtest.Record(t, 0)
-	if syncs, changes := log.Syncs(); syncs < crashInits/5 || changes < crashInits {
-		t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-	}
 	var key crypto.SealPublic
-	log.Crash(t, 0, seeds, func(dir string, acked []int) error {
+	check := func(dir string, _ int, acked []int) error {
 		dir = filepath.Join(dir, "agent")
 		if err := disk.MakeDir(dir); err != nil {
 			return err
@@ -112,5 +98,7 @@ func TestHostilePowerFailure(t *testing.T) {
 			}
 		}
 		return nil
-	})
+	}
+	work := func(dir string, _ int) error { crashWork(t, filepath.Join(dir, "agent")); return nil }
+	crashtest.Test{Work: work, Check: check, Syncs: crashInits / 5, Changes: crashInits, Seeds: 30, Hostile: 2_000}.Run(t)
 }

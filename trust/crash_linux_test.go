@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -13,14 +12,6 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/trust/crashtest"
 )
-
-// crashSeeds is how many power failures a test of files goes through.
-func crashSeeds(plain int) int {
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		return 10_000
-	}
-	return plain
-}
 
 // A crashStep is what bob does to one of his peers.
 type crashStep struct {
@@ -140,13 +131,7 @@ func crashCheck(t *testing.T, dir string, plan []crashStep, acked []int) (err er
 	defer bob.Close()
 	for i := range want {
 		key := crypto.NewPrivateKey(sha256.Sum256(fmt.Append(nil, "peer", i))).Public()
-		var got crashState
-		_, got.trusted = bob.Peer(key)
-		got.blocked = slices.Contains(bob.Blocked(), key)
-		got.cut = bob.book[key] != nil && bob.book[key].Cut != 0
-		if v, ok := bob.GetMeta(fmt.Sprint("peer", i)); ok {
-			fmt.Sscan(string(v), &got.meta)
-		}
+		got := crashFound(bob, i, key)
 		if got != want[i] && got != next[i] {
 			return fmt.Errorf("peer %d is %+v, want %+v or %+v", i, got, want[i], next[i])
 		}
@@ -154,28 +139,24 @@ func crashCheck(t *testing.T, dir string, plan []crashStep, acked []int) (err er
 	return bob.PutMeta("after", []byte("x")) // it can be written, too
 }
 
+// crashFound is what a store knows of a peer.
+func crashFound(bob *party, i int, key crypto.PublicKey) (got crashState) {
+	_, got.trusted = bob.Peer(key)
+	got.blocked = slices.Contains(bob.Blocked(), key)
+	got.cut = bob.book[key] != nil && bob.book[key].Cut != 0
+	if v, ok := bob.GetMeta(fmt.Sprint("peer", i)); ok {
+		fmt.Sscan(string(v), &got.meta)
+	}
+	return got
+}
+
 // TestHostilePowerFailure: whenever the power fails, and whatever of the unsynced
 // bytes and names survives, the store can be opened and holds all that was
 // acknowledged: trust, revocations, blocks and the caller's own records.
 func TestHostilePowerFailure(t *testing.T) {
-	if dir := crashtest.Dir(); dir != "" {
-		crashWork(t, dir, crashtest.Arg())
-		return
-	}
-	t.Parallel()
-	seeds, records := crashSeeds(60), 1
-	if seeds > 1000 {
-		records = 20
-	}
-	for arg := 1; arg <= records; arg++ {
-		log := crashtest.Record(t, arg)
-		syncs, changes := log.Syncs()
-		if syncs < 60 || changes < 100 {
-			t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-		}
-		log.Crash(t, arg*seeds, seeds/records, func(dir string, acked []int) error {
-			return crashCheck(t, dir, crashPlan(arg), acked)
-		})
-		t.Logf("plan %d: %d changes, %d syncs, %d power failures", arg, changes, syncs, seeds/records)
-	}
+	crashtest.Test{
+		Work:  func(dir string, plan int) error { crashWork(t, dir, plan+1); return nil },
+		Check: func(dir string, plan int, acked []int) error { return crashCheck(t, dir, crashPlan(plan+1), acked) },
+		Syncs: 60, Changes: 100, Seeds: 60, Hostile: 10_000, Plans: 20,
+	}.Run(t)
 }

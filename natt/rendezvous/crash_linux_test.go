@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -117,60 +116,60 @@ func crashWork(dir string, plan []crashStep) error {
 // bytes and names survives, the server's store can be opened and holds all that was
 // acknowledged to agents and visitors; it also has the key that they know.
 func TestHostilePowerFailure(t *testing.T) {
-	if dir := crashtest.Dir(); dir != "" {
-		if err := crashWork(dir, crashPlan(crashtest.Arg())); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	t.Parallel()
-	seeds, records := 60, 1
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds, records = 10_000, 20
-	}
-	for arg := range records {
-		plan := crashPlan(arg)
-		memory := rendezvous.NewMemoryStore()
-		states := []string{""}
-		for _, step := range append([]crashStep{{}}, plan...) {
-			if err := step.apply(memory); err != nil {
-				t.Fatal(err)
+	keys := map[int]crypto.DHPrivate{}
+	states := map[int][]string{}
+	crashtest.Test{
+		Work: func(dir string, plan int) error { return crashWork(dir, crashPlan(plan)) },
+		Check: func(dir string, plan int, acked []int) error {
+			if states[plan] == nil {
+				var err error
+				if states[plan], err = crashStates(crashPlan(plan)); err != nil {
+					return err
+				}
 			}
-			text, err := crashContent(memory)
-			if err != nil {
-				t.Fatal(err)
-			}
-			states = append(states, text)
-		}
-		log := crashtest.Record(t, arg)
-		syncs, changes := log.Syncs()
-		if syncs < 100 || changes < 150 {
-			t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-		}
-		var key crypto.DHPrivate
-		log.Crash(t, arg*seeds, seeds/records, func(dir string, acked []int) error {
 			dir = filepath.Join(dir, "server")
 			got, err := rendezvous.LoadKey(dir)
 			if len(acked) == 0 {
 				return err // it may be a new one: nobody knows the old one yet
 			}
-			if key.IsZero() {
-				key = got
+			if keys[plan].IsZero() {
+				keys[plan] = got
 			}
-			if err != nil || got != key {
+			if err != nil || got != keys[plan] {
 				return fmt.Errorf("the key is not the one that agents know, %v", err)
 			}
-			s, err := rendezvous.OpenBolt(filepath.Join(dir, "server.db"))
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			text, err := crashContent(s)
-			if n := len(acked); err == nil && text != states[n] && text != states[min(n+1, len(states)-1)] {
-				err = errors.New("the store holds neither what was acknowledged nor that and the step under way")
-			}
-			return errors.Join(err, crashStep{"put", 1, 1000}.apply(s))
-		})
-		t.Logf("plan %d: %d changes, %d syncs, %d power failures", arg, changes, syncs, seeds/records)
+			return crashCheck(filepath.Join(dir, "server.db"), states[plan], len(acked))
+		},
+		Syncs: 100, Changes: 150, Seeds: 60, Hostile: 10_000, Plans: 20,
+	}.Run(t)
+}
+
+// crashStates is what a store holds that never fails: before the plan, and after
+// each of its steps.
+func crashStates(plan []crashStep) ([]string, error) {
+	memory, states := rendezvous.NewMemoryStore(), []string{""}
+	for _, step := range append([]crashStep{{}}, plan...) {
+		if err := step.apply(memory); err != nil {
+			return nil, err
+		}
+		text, err := crashContent(memory)
+		if err != nil {
+			return nil, err
+		}
+		states = append(states, text)
 	}
+	return states, nil
+}
+
+func crashCheck(path string, states []string, acked int) error {
+	s, err := rendezvous.OpenBolt(path)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	text, err := crashContent(s)
+	if err == nil && text != states[acked] && text != states[min(acked+1, len(states)-1)] {
+		err = errors.New("the store holds neither what was acknowledged nor that and the step under way")
+	}
+	return errors.Join(err, crashStep{"put", 1, 1000}.apply(s))
 }

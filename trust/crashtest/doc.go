@@ -21,16 +21,18 @@
 //     change of a name by itself, or all of them up to some moment, as a journal
 //     would have it, or all of it, as when only the process died.
 //
+// A disk may also fail for the program itself: FailSync and FailAll make its system
+// calls return EIO. What it wrote before a sync that failed counts as not synced.
+//
 // # Use
 //
-// A test starts its own binary again and tells the two runs apart by Dir:
+// A test starts its own binary again, and work runs there:
 //
-//	if dir := crashtest.Dir(); dir != "" {
-//		work(dir) // calls crashtest.Ack(i) when step i is promised to be durable
-//		return
-//	}
-//	log := crashtest.Record(t)
-//	log.Crash(t, seeds, func(dir string, acked []int) error { ... })
+//	crashtest.Test{
+//		Work:  work,  // calls crashtest.Ack(i) when step i is promised to be durable
+//		Check: check, // whether what was acknowledged is still there
+//		Seeds: 60, Hostile: 10_000,
+//	}.Run(t)
 //
 // It needs Linux 5.3 and the right to trace one's own children.
 package crashtest

@@ -42,6 +42,24 @@ func Ack(i int) {
 	}
 }
 
+// The traced process tells by numbers below zero what is to fail.
+const (
+	healNow = -1
+	failAll = -2
+	failOne = -3 // and less: so many syncs pass before
+)
+
+// FailSync makes, in the traced process, one sync of a file or directory fail with EIO
+// as a failing disk does: the one after the next n. What was written before is seen by
+// whoever reads the file, but is not durable.
+func FailSync(n int) { Ack(failOne - n) }
+
+// FailAll makes every write and sync fail with EIO from now on.
+func FailAll() { Ack(failAll) }
+
+// Heal ends what FailSync and FailAll began.
+func Heal() { Ack(healNow) }
+
 // Record runs the calling test once more, traced, in an empty directory, with the
 // number arg for it, and returns what it did there. It skips the test where
 // processes cannot be traced, and fails it there if PILOT_REQUIRE_ROOT is 1.
@@ -93,6 +111,9 @@ type recorder struct {
 	ops   []op
 	files map[int]*node // open descriptors below dir
 	calls map[int]*call // by thread: the call that it is in
+
+	fails bool // every write and sync
+	fail  int  // the sync that does, counted from 1; 0: none
 }
 
 // A call is a system call that has begun.
@@ -102,6 +123,7 @@ type call struct {
 	begin  int    // how many ops were recorded
 	path   string // of its first name
 	to     string // of its second
+	failed bool   // it is not made, and fails
 }
 
 func newRecorder(dir string) *recorder {
@@ -197,10 +219,17 @@ func (r *recorder) stopped(tid int) error {
 		c := &call{number: info.data[0], begin: len(r.ops)}
 		copy(c.args[:], info.data[1:])
 		r.calls[tid] = c
+		if r.fault(c) {
+			c.failed = true
+			return dropCall(tid)
+		}
 		return r.begins(c)
 	case infoExit:
 		c := r.calls[tid]
 		delete(r.calls, tid)
+		if c != nil && c.failed {
+			return answerCall(tid, syscall.EIO)
+		}
 		if c == nil || int64(info.data[0]) < 0 {
 			return nil
 		}
@@ -218,7 +247,7 @@ func (r *recorder) begins(c *call) (err error) {
 			if err != nil {
 				return err
 			}
-			r.ops = append(r.ops, op{kind: opAck, ack: int(binary.NativeEndian.Uint32(b))})
+			r.told(int(int32(binary.NativeEndian.Uint32(b))))
 		}
 	case unix.SYS_UNLINKAT, unix.SYS_MKDIRAT:
 		c.path, err = r.pathAt(c.args[0], c.args[1])
@@ -228,6 +257,38 @@ func (r *recorder) begins(c *call) (err error) {
 		}
 	}
 	return err
+}
+
+// told takes a number that the process wrote.
+func (r *recorder) told(n int) {
+	switch {
+	case n >= 0:
+		r.ops = append(r.ops, op{kind: opAck, ack: n})
+	case n == healNow:
+		r.fails, r.fail = false, 0
+	case n == failAll:
+		r.fails = true
+	default:
+		r.fail = failOne - n + 1
+	}
+}
+
+// fault says whether a call is to fail.
+func (r *recorder) fault(c *call) bool {
+	if r.files[int(int32(c.args[0]))] == nil {
+		return false
+	}
+	switch c.number {
+	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
+		if r.fail == 0 {
+			return r.fails
+		}
+		r.fail--
+		return r.fails || r.fail == 0
+	case unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE:
+		return r.fails
+	}
+	return false
 }
 
 // ended records a call that succeeded.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -102,18 +101,11 @@ func crashCheck(dir string, acked int) error {
 // every event whose publisher was told that it is stored waits for the subscriber
 // that is away, once and in order, and is the retained one of its topic.
 func TestHostilePowerFailure(t *testing.T) {
-	if dir := crashtest.Dir(); dir != "" {
-		crashWork(t, filepath.Join(dir, "events"))
-		return
-	}
-	t.Parallel()
-	seeds := 30
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds = 2_000
-	}
-	log := crashtest.Record(t, 0)
-	if syncs, changes := log.Syncs(); syncs < crashEvents || changes < 2*crashEvents {
-		t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-	}
-	log.Crash(t, 0, seeds, func(dir string, acked []int) error { return crashCheck(filepath.Join(dir, "events"), len(acked)) })
+	crashtest.Test{
+		Work: func(dir string, _ int) error { crashWork(t, filepath.Join(dir, "events")); return nil },
+		Check: func(dir string, _ int, acked []int) error {
+			return crashCheck(filepath.Join(dir, "events"), len(acked))
+		},
+		Syncs: crashEvents, Changes: 2 * crashEvents, Seeds: 30, Hostile: 2_000,
+	}.Run(t)
 }

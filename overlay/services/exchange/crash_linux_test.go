@@ -113,30 +113,23 @@ func crashCheck(dir string, acked []int) error {
 // and holds, whole, every file and message whose sender was told that it is here,
 // and every file that was taken to be sent.
 func TestHostilePowerFailure(t *testing.T) {
-	if dir := crashtest.Dir(); dir != "" {
-		x, err := New(Config{Dir: filepath.Join(dir, "exchange")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range crashItems {
-			if err := crashStep(x, i); err != nil {
-				t.Fatal(err)
-			}
-			crashtest.Ack(i)
-		}
-		if err := x.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return
+	crashtest.Test{
+		Work:  func(dir string, _ int) error { return crashWork(filepath.Join(dir, "exchange")) },
+		Check: func(dir string, _ int, acked []int) error { return crashCheck(filepath.Join(dir, "exchange"), acked) },
+		Syncs: 2 * crashItems, Changes: 3 * crashItems, Seeds: 30, Hostile: 2_000,
+	}.Run(t)
+}
+
+func crashWork(dir string) error {
+	x, err := New(Config{Dir: dir})
+	if err != nil {
+		return err
 	}
-	t.Parallel()
-	seeds := 30
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds = 2_000
+	for i := range crashItems {
+		if err := crashStep(x, i); err != nil {
+			return err
+		}
+		crashtest.Ack(i)
 	}
-	log := crashtest.Record(t, 0)
-	if syncs, changes := log.Syncs(); syncs < 2*crashItems || changes < 3*crashItems {
-		t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-	}
-	log.Crash(t, 0, seeds, func(dir string, acked []int) error { return crashCheck(filepath.Join(dir, "exchange"), acked) })
+	return x.Close()
 }

@@ -2,7 +2,6 @@ package tasks
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,57 +28,49 @@ func crashRecord(i int) Record {
 // TestHostilePowerFailure: whenever the power fails, the book can be opened and
 // holds every task in the state in which it was last kept.
 func TestHostilePowerFailure(t *testing.T) {
-	open := func(dir string) (*book, error) { return openBook(filepath.Join(dir, "tasks", "tasks.db")) }
-	if dir := crashtest.Dir(); dir != "" {
-		if err := disk.MakeDir(filepath.Join(dir, "tasks")); err != nil {
-			t.Fatal(err)
-		}
-		b, err := open(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range crashTasks {
-			if err := b.put(crashRecord(i)); err != nil {
-				t.Fatal(err)
-			}
-			crashtest.Ack(i)
-		}
-		if err := b.close(); err != nil {
-			t.Fatal(err)
-		}
-		return
+	crashtest.Test{Work: crashWork, Check: crashCheck, Syncs: crashTasks, Changes: 2 * crashTasks, Seeds: 30, Hostile: 2_000}.Run(t)
+}
+
+func crashBook(dir string) (*book, error) { return openBook(filepath.Join(dir, "tasks", "tasks.db")) }
+
+func crashWork(dir string, _ int) error {
+	if err := disk.MakeDir(filepath.Join(dir, "tasks")); err != nil {
+		return err
 	}
-	t.Parallel()
-	seeds := 30
-	if os.Getenv("PILOT_HOSTILE") == "1" {
-		seeds = 2_000
+	b, err := crashBook(dir)
+	if err != nil {
+		return err
 	}
-	log := crashtest.Record(t, 0)
-	if syncs, changes := log.Syncs(); syncs < crashTasks || changes < 2*crashTasks {
-		t.Fatalf("only %d syncs and %d changes were seen", syncs, changes)
-	}
-	log.Crash(t, 0, seeds, func(dir string, acked []int) error {
-		if len(acked) == 0 {
-			if err := disk.MakeDir(filepath.Join(dir, "tasks")); err != nil {
-				return err
-			}
-		}
-		b, err := open(dir)
-		if err != nil {
+	for i := range crashTasks {
+		if err := b.put(crashRecord(i)); err != nil {
 			return err
 		}
-		defer b.close()
-		last := map[a2a.TaskID]Record{}
-		for _, i := range acked {
-			r := crashRecord(i)
-			last[r.Task.ID] = r
+		crashtest.Ack(i)
+	}
+	return b.close()
+}
+
+func crashCheck(dir string, _ int, acked []int) error {
+	if len(acked) == 0 {
+		if err := disk.MakeDir(filepath.Join(dir, "tasks")); err != nil {
+			return err
 		}
-		for id, want := range last {
-			got, err := b.find(id)
-			if err != nil || got.Updated.Before(want.Updated) || got.Updated.Equal(want.Updated) && got.Log != want.Log {
-				return fmt.Errorf("%s is %+v, %v; want at least %+v", id, got, err, want)
-			}
+	}
+	b, err := crashBook(dir)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	last := map[a2a.TaskID]Record{}
+	for _, i := range acked {
+		r := crashRecord(i)
+		last[r.Task.ID] = r
+	}
+	for id, want := range last {
+		got, err := b.find(id)
+		if err != nil || got.Updated.Before(want.Updated) || got.Updated.Equal(want.Updated) && got.Log != want.Log {
+			return fmt.Errorf("%s is %+v, %v; want at least %+v", id, got, err, want)
 		}
-		return nil
-	})
+	}
+	return nil
 }
