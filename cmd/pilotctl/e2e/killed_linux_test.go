@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -73,12 +74,16 @@ func (l *lab) get(t *testing.T, address string, wait time.Duration) bool {
 
 // TestHostileKilled: agents are killed under load at random moments, while they
 // start, too. Within a second the kernel has nothing of theirs any more, what
-// remains in files is gone after the next start, and traffic flows again soon.
+// remains in files is gone after the next start, and traffic flows again soon. 200
+// times with PILOT_HOSTILE=1, and as often as PILOT_KILLS says.
 func TestHostileKilled(t *testing.T) {
 	t.Parallel()
 	rounds := 2
 	if os.Getenv("PILOT_HOSTILE") == "1" {
 		rounds = 200
+	}
+	if n, err := strconv.Atoi(os.Getenv("PILOT_KILLS")); err == nil {
+		rounds = n
 	}
 	l := newLab(t, "port", "linux")
 	s := l.server(t)
@@ -101,11 +106,10 @@ func TestHostileKilled(t *testing.T) {
 	}
 	l.load(t, alice, "http://"+address+"/1000")
 
-	rng := rand.New(rand.NewPCG(6, 6))
 	var clean, back []time.Duration
 	for i := range rounds {
 		a := []*agent{alice, bob}[i%2]
-		moment := time.Duration(rng.IntN(400)) * time.Millisecond
+		moment := time.Duration(rand.IntN(400)) * time.Millisecond
 		a.killAt(t, moment, i%4 == 3)
 		killed := time.Now()
 		for a.residue(t) != before[a] {
