@@ -15,8 +15,8 @@ func TestLongEveryKindOfNAT(t *testing.T) {
 	kinds := natlab.Kinds()
 	for i, a := range kinds {
 		for j, b := range kinds[i:] {
-			if raceEnabled && j > 1 {
-				break // each with itself and its neighbour; all without the detector
+			if raceEnabled && (j > 1 || j == 1 && i%2 == 1) {
+				break // each with itself, some with a neighbour; all without the detector
 			}
 			want := "direct"
 			if hard(a) && hard(b) && !(a == natlab.SymSeq && b == natlab.SymSeq) {
