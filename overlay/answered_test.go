@@ -137,7 +137,7 @@ func FuzzAnswered(f *testing.F) {
 	f.Add([]byte("cut"), []byte{})
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, file, old []byte) {
-		for name, b := range map[string][]byte{AnsweredFile: file, AnsweredFile + ".old": old} {
+		for name, b := range map[string][]byte{answeredFile: file, answeredFile + ".old": old} {
 			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
