@@ -15,9 +15,12 @@ import (
 	"github.com/pilotnet/pilot/natt/natlab"
 )
 
+// fileOfAnswers is on disks of users: another name would forget what was answered.
+const fileOfAnswers = "handshakes"
+
 func TestAnsweredSurvivesARestart(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, answeredFile)
+	path := filepath.Join(dir, fileOfAnswers)
 	run := func(f func(a *answerLog)) {
 		t.Helper()
 		a, err := openAnswerLog(dir)
@@ -137,7 +140,7 @@ func FuzzAnswered(f *testing.F) {
 	f.Add([]byte("cut"), []byte{})
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, file, old []byte) {
-		for name, b := range map[string][]byte{answeredFile: file, answeredFile + ".old": old} {
+		for name, b := range map[string][]byte{fileOfAnswers: file, fileOfAnswers + ".old": old} {
 			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
