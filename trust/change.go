@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -180,15 +181,15 @@ func (d *draft) commit() error {
 	if s.broken != nil {
 		return s.broken
 	}
+	var before []byte // the state record as it was
 	err := guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error { return whole.write(tx, &state) })
+		return s.db.Update(func(tx *bbolt.Tx) error {
+			before = slices.Clone(tx.Bucket(bucketState).Get(stateKey))
+			return whole.write(tx, &state)
+		})
 	})
-	if errors.Is(err, errFault) {
-		s.broken = fmt.Errorf("trust: write store: %w; restart, and restore the file if that does not help", err)
-		return s.broken
-	}
 	if err != nil {
-		return fmt.Errorf("trust: write store: %w", err)
+		return s.failed(err, before)
 	}
 	for key, r := range whole.rel {
 		if r != nil {
@@ -200,6 +201,35 @@ func (d *draft) commit() error {
 	s.owed = nil
 	s.show(&d.change, state)
 	return nil
+}
+
+// failed judges a transaction that failed. When the disk failed at its very end, whoever
+// reads the file sees it all the same, and nobody knows whether it is durable. The
+// memory does not follow, and nothing is built on such a file: after a restart it is
+// one or the other, and whole.
+func (s *Store) failed(err error, before []byte) error {
+	same := true
+	if !errors.Is(err, errFault) && before != nil {
+		fault := guard(func() error {
+			return s.db.View(func(tx *bbolt.Tx) error {
+				same = bytes.Equal(before, tx.Bucket(bucketState).Get(stateKey))
+				return nil
+			})
+		})
+		if errors.Is(fault, errFault) {
+			err = errors.Join(err, fault)
+		}
+	}
+	switch {
+	case errors.Is(err, errFault):
+		s.faulted = true
+		s.broken = fmt.Errorf("trust: write store: %w; restart, and restore the file if that does not help", err)
+	case !same:
+		s.broken = fmt.Errorf("trust: write store: %w; the disk failed, and whether this is kept a restart tells; until then only revocations are", err)
+	default:
+		return fmt.Errorf("trust: write store: %w", err)
+	}
+	return s.broken
 }
 
 func (d *draft) nextState() stateRecord {

@@ -186,6 +186,13 @@
 //     quarter is free; if it cannot and is full, the oldest record that the
 //     database holds too gives way.
 //
+// A change that cannot be written is an error, and the memory stays as it was. There is
+// one failure after which the file may hold the change all the same: that of the last
+// sync of a transaction. Whoever reads the file sees the change then, and whether it is
+// durable nobody knows. The store tells it by its state record and writes the database
+// no more; revocations go on in their file. After the next start the change is either
+// there or not, and the store is whole.
+//
 // A record of the revocation file:
 //
 //	 0  32  key

@@ -55,7 +55,8 @@ type Store struct {
 
 	mu      sync.RWMutex // guards what follows; written only by the holder of writer
 	closed  bool
-	broken  error // the database faulted and is not used any more
+	broken  error // the database is not written any more
+	faulted bool  // nor touched
 	book    map[crypto.PublicKey]*relation
 	byPrint map[crypto.Fingerprint]crypto.PublicKey
 	outbox  map[uint64]*mailRecord
@@ -251,7 +252,9 @@ func (s *Store) applyCuts() error {
 	defer d.end()
 	for key, c := range s.cuts.cuts {
 		r := s.book[key]
-		if r != nil && r.Cut >= c.serial && r.Blocked == c.blocked {
+		// The record may also be the older one: when its file could not be written, the
+		// database was. To unblock takes no new serial, so among equals the file counts.
+		if r != nil && (r.Cut > c.serial || r.Cut == c.serial && r.Blocked == c.blocked) {
 			c.stored = true
 			continue
 		}
@@ -285,7 +288,7 @@ func (s *Store) Close() error {
 
 func (s *Store) closeFiles() error {
 	var errs []error
-	if s.db != nil && s.broken == nil {
+	if s.db != nil && !s.faulted {
 		errs = append(errs, guard(s.db.Close))
 	}
 	if s.cuts != nil {
