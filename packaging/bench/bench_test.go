@@ -109,7 +109,7 @@ func TestReport(t *testing.T) {
 }
 
 func TestReportRelay(t *testing.T) {
-	r := &report{}
+	r := &report{options: options{seconds: 4}}
 	for i, v := range []float64{1000, 800, 900} {
 		r.relay = append(r.relay, result{test: "tcp", round: i + 1, tries: 1, figures: map[string]metrics{
 			direct: {"mbps": 4000, "cpu": 2.5}, relayed: {"mbps": v, "cpu": 3, "server": 1.5},
@@ -120,7 +120,7 @@ func TestReportRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"Medians of 3 rounds",
+		"Medians of 3 rounds of 3 s",
 		"| TCP, one stream, Mbit/s | 4000 (4000-4000) | 900 (800-1000) | **0.225** (0.2-0.25) |",
 		"| CPU of the server, s/GB |  | 1.50 (1.50-1.50) |  |",
 		"| CPU of the server, s/GB | 2 |  | 1.50 | 0.00 | 1 |",

@@ -15,6 +15,7 @@ const (
 	relayed      = "relayed"
 	relayRounds  = 3
 	relaySeconds = 3
+	relayTries   = 2
 )
 
 var (
@@ -38,7 +39,7 @@ func (w *world) isolate() error {
 
 // measureRelay runs the rounds of both ways, one directly after the other.
 func measureRelay(ctx context.Context, o options, r *report) error {
-	o.rounds, o.seconds = min(o.rounds, relayRounds), min(o.seconds, relaySeconds)
+	o.rounds, o.seconds, o.tries = min(o.rounds, relayRounds), min(o.seconds, relaySeconds), min(o.tries, relayTries)
 	var all []*contestant
 	defer func() {
 		for _, c := range all {
@@ -72,7 +73,7 @@ func (r *report) writeRelay(w io.Writer) {
 		return
 	}
 	rounds := r.relay[len(r.relay)-1].round
-	fmt.Fprintf(w, "\n## Relayed by a server\n\nMedians of %d rounds and their range, and the ratio of paired rounds. Both daemons and the server share the machine's CPUs.\n\n", rounds)
+	fmt.Fprintf(w, "\n## Relayed by a server\n\nMedians of %d rounds of %d s and their range, and the ratio of paired rounds. Both daemons and the server share the machine's CPUs.\n\n", rounds, min(r.options.seconds, relaySeconds))
 	fmt.Fprintf(w, "| | %s | %s | %s / %s |\n|---|---|---|---|\n", direct, relayed, relayed, direct)
 	for _, f := range relayFigures {
 		near, far, ratios := r.relaySeries(f)
