@@ -50,10 +50,7 @@ func writeTar(w io.Writer, files []file, date time.Time) error {
 // pack makes a compressed archive, and returns the digest of the archive within.
 func pack(files []file, date time.Time) (packed []byte, plain string, err error) {
 	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
-	if err != nil {
-		return nil, "", err
-	}
+	z := gzip.NewWriter(&b)
 	sum := sha256.New()
 	if err := writeTar(io.MultiWriter(z, sum), files, date); err != nil {
 		return nil, "", err
@@ -93,15 +90,25 @@ func (l *imageLayout) addJSON(mediaType string, v any) (object, error) {
 	return l.add(mediaType, data), nil
 }
 
+// What the image says of itself, as the Containerfile does.
+var (
+	imageEnv     = []string{"PATH=/", "PILOT_STATE_DIR=/var/lib/pilot", "PILOT_SOCKET=/run/pilot/pilot.sock"}
+	imageArgs    = []string{"daemon", "run", "--init"}
+	imageVolumes = []string{"/var/lib/pilot", "/run/pilot"}
+)
+
+const imageEntry = "/pilotctl"
+
 // writeImage writes an OCI image layout as one tar, which "docker load", "podman
 // load" and "skopeo copy oci-archive:" read. The image is that of the
-// Containerfile: the program and the directories that it writes to.
-func writeImage(name, program, version, arch string, date time.Time) error {
+// Containerfile: the program, the terms of what is linked into it, and the directories that
+// it writes to.
+func writeImage(name, program, version, arch string, terms []byte, date time.Time) error {
 	layer, plain, err := pack([]file{
 		{name: "etc/", mode: 0o755}, {name: "tmp/", mode: 0o1777},
 		{name: "run/", mode: 0o755}, {name: "run/pilot/", mode: 0o755},
 		{name: "var/", mode: 0o755}, {name: "var/lib/", mode: 0o755}, {name: "var/lib/pilot/", mode: 0o700},
-		{name: "pilotctl", from: program, mode: 0o755},
+		{name: "pilotctl", from: program, mode: 0o755}, {name: thirdParty, data: terms, mode: 0o644},
 	}, date)
 	if err != nil {
 		return err
@@ -109,12 +116,16 @@ func writeImage(name, program, version, arch string, date time.Time) error {
 	var l imageLayout
 	layerAt := l.add(typeLayer, layer)
 	created := date.Format(time.RFC3339)
+	volumes := object{}
+	for _, dir := range imageVolumes {
+		volumes[dir] = object{}
+	}
 	configAt, err := l.addJSON(typeConfig, object{
 		"created": created, "architecture": arch, "os": "linux",
 		"config": object{
-			"Env":        []string{"PATH=/", "PILOT_STATE_DIR=/var/lib/pilot", "PILOT_SOCKET=/run/pilot/pilot.sock"},
-			"Entrypoint": []string{"/pilotctl"}, "Cmd": []string{"daemon", "run", "--init"},
-			"Volumes":    object{"/var/lib/pilot": object{}, "/run/pilot": object{}},
+			"Env":        imageEnv,
+			"Entrypoint": []string{imageEntry}, "Cmd": imageArgs,
+			"Volumes":    volumes,
 			"WorkingDir": "/",
 			"Labels":     object{"org.opencontainers.image.version": version, "org.opencontainers.image.licenses": "Apache-2.0"},
 		},

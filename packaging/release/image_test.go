@@ -69,7 +69,7 @@ func TestImage(t *testing.T) {
 	var made [2][]byte
 	for i := range made {
 		name := filepath.Join(t.TempDir(), "image.tar")
-		if err := writeImage(name, program, "1.2.3", "arm64", someDay); err != nil {
+		if err := writeImage(name, program, "1.2.3", "arm64", []byte("terms\n"), someDay); err != nil {
 			t.Fatal(err)
 		}
 		if made[i], err = os.ReadFile(name); err != nil {
@@ -104,7 +104,7 @@ func TestImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if files := entries(t, layer); !bytes.Equal(files["pilotctl"], want) || files["var/lib/pilot/"] == nil {
+	if files := entries(t, layer); !bytes.Equal(files["pilotctl"], want) || files["var/lib/pilot/"] == nil || string(files[thirdParty]) != "terms\n" {
 		t.Error("the program is not in the image")
 	}
 	if words(at(config, "config", "Entrypoint"))[0] != "/pilotctl" {
@@ -154,5 +154,33 @@ func TestBillOfMaterials(t *testing.T) {
 	}
 	if _, err := billOfMaterials("main.go", "1", someDay); err == nil {
 		t.Error("a bill of a text")
+	}
+}
+
+// TestLicenses: texts that modules share are there once, with the names of all; a module
+// without one is an error, since nobody may hand it out.
+func TestLicenses(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"a/LICENSE": "do this\n", "b/Licence.txt": "do this\r\n", "b/NOTICE": "made by b", "b/license.go": "package b", "c/README": "c"} {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := licenseTexts{users: map[string][]string{}}
+	for _, module := range []string{"a", "b"} {
+		if err := l.add(module+" v1", filepath.Join(dir, module)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	line := strings.Repeat("=", 79)
+	if got, want := string(l.text()), "\n"+line+"\n\na v1, LICENSE\nb v1, Licence.txt\n\ndo this\n\n"+line+"\n\nb v1, NOTICE\n\nmade by b\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	if err := l.add("c v1", filepath.Join(dir, "c")); err == nil {
+		t.Error("a module without a license is accepted")
 	}
 }

@@ -1,9 +1,12 @@
 // Release makes everything that is handed out: programs, deb and rpm
-// packages, a container image, the manual, completions, bills of materials and the
-// checksums of all. It needs Go and nothing else; nfpm is built from its sources at
+// packages, a container image, the manual, completions, bills of materials, the licenses
+// of what is linked in, and the checksums of all. It needs Go and nothing else; nfpm is built from its sources at
 // a fixed version.
 //
 //	go run ./packaging/release [-out DIR] [-platforms linux/amd64,...] [-nfpm PROGRAM]
+//	go run ./packaging/release -image pilot.tar
+//
+// The second makes no more than the container image for this machine.
 //
 // What it makes follows from the commit alone: times are the commit's, or
 // SOURCE_DATE_EPOCH. "-reproducible" checks that of the program: it builds it twice
@@ -30,21 +33,32 @@ import (
 	"time"
 )
 
-const nfpm = "github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4"
+const (
+	nfpm       = "github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4"
+	thirdParty = "THIRD-PARTY" // file with the licenses of the modules
+)
 
 func main() {
 	out := flag.String("out", "dist/release", "directory for what is made; emptied first")
 	platforms := flag.String("platforms", "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64", "what to build for")
 	packager := flag.String("nfpm", "", "an nfpm that is there already")
 	twice := flag.Bool("reproducible", false, "only build the program twice and compare")
+	image := flag.String("image", "", "only make this file, the container image for this machine")
+	terms := flag.String("licenses", "", "only make this file, the licenses of what is linked into -program")
+	program := flag.String("program", "", "the pilotctl that goes into -image; default: it is built")
+	version := flag.String("version", "", "what the packages call themselves; default: what the program says")
 	flag.Parse()
 	err := errors.New("no arguments are known: " + strings.Join(flag.Args(), " "))
 	switch {
 	case flag.NArg() > 0:
 	case *twice:
 		err = reproducible()
+	case *terms != "":
+		err = onlyLicenses(*terms, *program)
+	case *image != "":
+		err = onlyImage(*image, *program)
 	default:
-		err = release(*out, strings.Split(*platforms, ","), *packager)
+		err = release(*out, strings.Split(*platforms, ","), *packager, *version)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "release:", err)
@@ -61,7 +75,7 @@ type maker struct {
 	nfpm    []string // command line
 }
 
-func release(out string, platforms []string, packager string) error {
+func release(out string, platforms []string, packager, version string) error {
 	out, err := filepath.Abs(out)
 	if err != nil {
 		return err
@@ -81,6 +95,9 @@ func release(out string, platforms []string, packager string) error {
 	}
 	if err := m.texts(); err != nil {
 		return err
+	}
+	if version != "" {
+		m.version = version
 	}
 	for _, platform := range platforms {
 		goos, arch, ok := strings.Cut(platform, "/")
@@ -104,19 +121,10 @@ func (m *maker) texts() error {
 		return err
 	}
 	defer os.Remove(program)
-	var version struct {
-		Data struct {
-			Version string `json:"version"`
-		} `json:"data"`
-	}
-	text, err := output(program, "version", "--json")
-	if err == nil {
-		err = json.Unmarshal(text, &version)
-	}
-	if err != nil {
+	var err error
+	if m.version, err = versionOf(program); err != nil {
 		return err
 	}
-	m.version = version.Data.Version
 	for name, args := range map[string][]string{
 		"completion/pilotctl.bash": {"completion", "bash"},
 		"completion/pilotctl.zsh":  {"completion", "zsh"},
@@ -134,6 +142,56 @@ func (m *maker) texts() error {
 		}
 	}
 	return compress(filepath.Join(m.stage, "pilotctl.8"))
+}
+
+// versionOf is what a pilotctl says of itself.
+func versionOf(program string) (string, error) {
+	var version struct {
+		Data struct {
+			Version string `json:"version"`
+		} `json:"data"`
+	}
+	text, err := output(program, "version", "--json")
+	if err == nil {
+		err = json.Unmarshal(text, &version)
+	}
+	return version.Data.Version, err
+}
+
+func onlyLicenses(name, program string) error {
+	text, err := licenses(program, "linux")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, text, 0o644)
+}
+
+// onlyImage makes the container image for this machine and nothing else.
+func onlyImage(name, program string) error {
+	if program == "" {
+		dir, err := os.MkdirTemp("", "pilot-image")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "pilotctl")
+		if err := compile(".", "linux", runtime.GOARCH, program); err != nil {
+			return err
+		}
+	}
+	version, err := versionOf(program)
+	if err != nil {
+		return err
+	}
+	terms, err := licenses(program, "linux")
+	if err != nil {
+		return err
+	}
+	date, err := commitTime()
+	if err != nil {
+		return err
+	}
+	return writeImage(name, program, version, runtime.GOARCH, terms, date)
 }
 
 // compress makes NAME.gz of a file, without a time or name in it.
@@ -158,6 +216,13 @@ func (m *maker) platform(goos, arch string) error {
 	if err := compile(".", goos, arch, program); err != nil {
 		return err
 	}
+	terms, err := licenses(program, goos)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(m.stage, thirdParty), terms, 0o644)
+	}
+	if err != nil {
+		return err
+	}
 	base := filepath.Join(m.out, fmt.Sprintf("pilot-%s-%s-%s", m.version, goos, arch))
 	if err := m.archive(base+".tar.gz", filepath.Base(base)); err != nil {
 		return err
@@ -169,7 +234,7 @@ func (m *maker) platform(goos, arch string) error {
 	if err != nil || goos != "linux" {
 		return err
 	}
-	if err := writeImage(filepath.Join(m.out, fmt.Sprintf("pilot-%s-oci-%s.tar", m.version, arch)), program, m.version, arch, m.date); err != nil {
+	if err := writeImage(filepath.Join(m.out, fmt.Sprintf("pilot-%s-oci-%s.tar", m.version, arch)), program, m.version, arch, terms, m.date); err != nil {
 		return err
 	}
 	for _, kind := range []string{"deb", "rpm"} {
@@ -190,6 +255,7 @@ func (m *maker) archive(name, top string) error {
 	files := []file{
 		{name: "pilotctl", from: filepath.Join(m.stage, "pilotctl"), mode: 0o755},
 		{name: "pilotctl.8", from: filepath.Join(m.stage, "pilotctl.8"), mode: 0o644},
+		{name: thirdParty, from: filepath.Join(m.stage, thirdParty), mode: 0o644},
 	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		path := "completion/pilotctl." + shell
@@ -230,9 +296,13 @@ func (m *maker) sums() error {
 	return os.WriteFile(filepath.Join(m.out, "SHA256SUMS"), []byte(b.String()), 0o644)
 }
 
+// buildFlags are those of everything that is handed out. Without the state of a repository
+// in it a program from an archive, or built within a container, has the same bytes.
+var buildFlags = []string{"-trimpath", "-buildvcs=false", "-ldflags", "-s -w"}
+
 // compile builds pilotctl from the sources in dir.
 func compile(dir, goos, arch, to string, env ...string) error {
-	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, "./cmd/pilotctl")
+	c := exec.Command("go", slices.Concat([]string{"build"}, buildFlags, []string{"-o", to, "./cmd/pilotctl"})...)
 	c.Dir = dir
 	c.Env = append(append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+arch), env...)
 	if text, err := c.CombinedOutput(); err != nil {

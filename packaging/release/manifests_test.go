@@ -3,16 +3,21 @@ package main
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
 
-const packaging = ".."
+const (
+	packaging = ".."
+	drain     = 2 // seconds that an agent needs at most to end, as TestSidecar shows
+)
 
 // documents reads a YAML file, which may hold several.
 func documents(t *testing.T, name string) []map[string]any {
@@ -77,8 +82,26 @@ func TestKubernetesManifest(t *testing.T) {
 	if at(sidecar, "restartPolicy") != "Always" {
 		t.Error("not a native sidecar: restartPolicy is not Always")
 	}
-	if got := words(at(sidecar, "args")); !slices.Equal(got, []string{"daemon", "run", "--init"}) {
-		t.Errorf("runs %v", got)
+	// That pilotctl takes these arguments is shown by TestManifestsFitTheProgram there.
+	args := words(at(sidecar, "args"))
+	health := slices.Index(args, "--health")
+	if health < 0 || !slices.Equal(args[:3], []string{"daemon", "run", "--init"}) {
+		t.Fatalf("runs %v", args)
+	}
+	port, err := netip.ParseAddrPort(args[health+1])
+	if err != nil || !port.Addr().IsUnspecified() || !port.Addr().Is4() {
+		t.Errorf("probes from the node come to %v, %v", port, err)
+	}
+	for probe, path := range map[string]string{"startupProbe": "/readyz", "livenessProbe": "/healthz"} {
+		if at(sidecar, probe, "httpGet", "path") != path || at(sidecar, probe, "httpGet", "port") != int(port.Port()) {
+			t.Errorf("%s: %v", probe, at(sidecar, probe))
+		}
+	}
+	if grace, ok := at(spec, "terminationGracePeriodSeconds").(int); !ok || grace < 2*drain {
+		t.Errorf("%d s to end, which takes %d", grace, drain)
+	}
+	if key := at(sidecar, "env", 1, "valueFrom", "secretKeyRef", "key"); at(docs[0], "stringData", "invite") == nil || key != "invite" {
+		t.Errorf("the token is %v of the secret", key)
 	}
 	rights := at(sidecar, "securityContext")
 	add, drop := words(at(rights, "capabilities", "add")), words(at(rights, "capabilities", "drop"))
@@ -87,9 +110,6 @@ func TestKubernetesManifest(t *testing.T) {
 	}
 	if at(rights, "privileged") != false || at(rights, "allowPrivilegeEscalation") != false || at(rights, "readOnlyRootFilesystem") != true {
 		t.Errorf("%v", rights)
-	}
-	if got := words(at(sidecar, "startupProbe", "exec", "command")); !slices.Equal(got, []string{"/pilotctl", "status", "--check", "ready"}) {
-		t.Errorf("the program starts after %v", got)
 	}
 	volumes := map[string]any{}
 	for _, v := range at(spec, "volumes").([]any) {
@@ -133,6 +153,13 @@ func TestComposeFile(t *testing.T) {
 	if at(web, "network_mode") != "service:pilot" || at(web, "depends_on", "pilot", "condition") != "service_healthy" {
 		t.Errorf("%v", web)
 	}
+	secret, ok := strings.CutPrefix(at(pilot, "environment", "PILOT_INVITE_FILE").(string), "/run/secrets/")
+	if !ok || !slices.Contains(words(at(pilot, "secrets")), secret) || at(docs[0], "secrets", secret, "environment") != "PILOT_INVITE" {
+		t.Errorf("the token is in %v of %v", at(pilot, "environment"), at(docs[0], "secrets"))
+	}
+	if grace, err := time.ParseDuration(at(pilot, "stop_grace_period").(string)); err != nil || grace < 2*drain*time.Second {
+		t.Errorf("%v to end, which takes %d s: %v", grace, drain, err)
+	}
 	dockerfile := at(pilot, "build", "dockerfile").(string)
 	if _, err := os.Stat(filepath.Join(packaging, "..", dockerfile)); err != nil {
 		t.Error(err)
@@ -148,7 +175,7 @@ func TestComposeFile(t *testing.T) {
 // What the packages are made of exists, or is made by this program.
 func TestPackageDescription(t *testing.T) {
 	doc := documents(t, "package/nfpm.yaml")[0]
-	made := []string{"pilotctl", "pilot.service", "pilot-online.service", "pilotctl.8.gz", "completion/pilotctl.bash", "completion/pilotctl.zsh", "completion/pilotctl.fish"}
+	made := []string{"pilotctl", "pilot.service", "pilot-online.service", "pilotctl.8.gz", thirdParty, "completion/pilotctl.bash", "completion/pilotctl.zsh", "completion/pilotctl.fish"}
 	for _, c := range doc["contents"].([]any) {
 		src := at(c, "src").(string)
 		if name, ok := strings.CutPrefix(src, "${PILOT_STAGE}/"); ok {
@@ -166,6 +193,24 @@ func TestPackageDescription(t *testing.T) {
 		text, err := os.ReadFile(filepath.Join(packaging, "..", name.(string)))
 		if err != nil || !strings.HasPrefix(string(text), "#!/bin/sh\n") {
 			t.Errorf("%s: %v", step, err)
+		}
+	}
+}
+
+// TestContainerfileBuildsTheSame: with an engine the image has the program of the releases.
+func TestContainerfileBuildsTheSame(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(packaging, "container", "Containerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := slices.Clone(buildFlags)
+	flags[len(flags)-1] = "'" + flags[len(flags)-1] + "'"
+	if want := "RUN CGO_ENABLED=0 go build " + strings.Join(flags, " ") + " -o /pilotctl ./cmd/pilotctl\n"; !strings.Contains(string(text), want) {
+		t.Errorf("want %s in\n%s", want, text)
+	}
+	for _, want := range []string{"ENV " + strings.Join(imageEnv, " "), `ENTRYPOINT ["` + imageEntry + `"]`, `CMD ["` + strings.Join(imageArgs, `", "`) + `"]`, "VOLUME " + strings.Join(imageVolumes, " ")} {
+		if !strings.Contains(string(text), want+"\n") {
+			t.Errorf("want %s in\n%s", want, text)
 		}
 	}
 }
