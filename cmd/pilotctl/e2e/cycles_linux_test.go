@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -10,13 +11,24 @@ import (
 
 // TestCycles starts and stops an agent again and again, every tenth time with
 // SIGKILL. After one "down" at the end nothing is left of it: no interface, route,
-// file, process or line in the hosts file. Ten times, or 1,000 with PILOT_LONG=1.
+// file, process or line in the hosts file. Ten times, 50 in CI
+// (PILOT_REQUIRE_ROOT=1), 1,000 with PILOT_LONG=1, or as often as PILOT_CYCLES says.
 func TestCycles(t *testing.T) {
 	t.Parallel()
 	needHosts(t)
 	cycles := 10
+	if os.Getenv("PILOT_REQUIRE_ROOT") == "1" {
+		cycles = 50
+	}
 	if os.Getenv("PILOT_LONG") == "1" {
 		cycles = 1000
+	}
+	if text := os.Getenv("PILOT_CYCLES"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			t.Fatalf("PILOT_CYCLES is %q: want a number", text)
+		}
+		cycles = n
 	}
 	l := wire(t, "a1")
 	alice := l.agent(t, "a1", "alice")

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -61,7 +60,7 @@ func underUnit(t *testing.T, unit string) (args []string, capabilities uint64) {
 // so, feeds the watchdog, carries traffic, makes names known and ends in time.
 func TestService(t *testing.T) {
 	t.Parallel()
-	l := newLab(t, "port", "linux")
+	l := wire(t, "a1", "b1")
 	s := l.server(t)
 	alice, bob := l.agent(t, "a1", "alice"), l.agent(t, "b1", "bob")
 	alice.up(t, s) // its settings are kept
@@ -100,20 +99,9 @@ func TestService(t *testing.T) {
 		})
 	}
 
-	daemon := alice.prepared(t.Context(), strict, append(args, strings.Fields(setting(unit, "ExecStart"))...)...)
-	daemon.Env = append(daemon.Env, "NOTIFY_SOCKET="+notify, "WATCHDOG_USEC=1000000")
-	var said strings.Builder
-	daemon.Stderr = &said
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- daemon.Wait() }()
-	defer func() {
-		if t.Failed() {
-			t.Log(alice.run(t, "cat", filepath.Join(alice.state, "daemon.log")))
-		}
-	}()
+	command := alice.prepared(t.Context(), strict, append(args, strings.Fields(setting(unit, "ExecStart"))...)...)
+	command.Env = append(command.Env, "NOTIFY_SOCKET="+notify, "WATCHDOG_USEC=1000000")
+	daemon := launch(t, "the service", command)
 	hears("READY=1")
 	hears("WATCHDOG=1")
 	pid := l.daemonOf(t, "a1")
@@ -127,20 +115,8 @@ func TestService(t *testing.T) {
 	site := l.website(t, "b1", "[::]:8080", 5)
 	site.download(t, alice, bobURL, 5)
 
-	begin := time.Now()
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	daemon.end(t, terminate(pid))
 	hears("STOPPING=1")
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("the daemon ends with %v: %s", err, &said)
-		}
-		t.Logf("ended after %v", time.Since(begin).Round(time.Millisecond))
-	case <-time.After(15 * time.Second):
-		t.Error("the daemon does not end")
-	}
 	if text, err := os.ReadFile(alice.hosts); err != nil || strings.Contains(string(text), "bob") {
 		t.Errorf("names remain: %v: %s", err, text)
 	}

@@ -1,10 +1,10 @@
 package e2e_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -14,14 +14,12 @@ import (
 
 // A sidecar is what the Kubernetes manifest says of the agent's container.
 type sidecar struct {
-	Name  string   `yaml:"name"`
-	Args  []string `yaml:"args"`
-	Probe struct {
-		Exec struct {
-			Command []string `yaml:"command"`
-		} `yaml:"exec"`
-	} `yaml:"startupProbe"`
-	Rights struct {
+	Name     string                  `yaml:"name"`
+	Args     []string                `yaml:"args"`
+	Env      []struct{ Name string } `yaml:"env"`
+	Startup  httpProbe               `yaml:"startupProbe"`
+	Liveness httpProbe               `yaml:"livenessProbe"`
+	Rights   struct {
 		Privileged   bool `yaml:"privileged"`
 		Escalation   bool `yaml:"allowPrivilegeEscalation"`
 		ReadOnly     bool `yaml:"readOnlyRootFilesystem"`
@@ -30,6 +28,13 @@ type sidecar struct {
 			Drop []string `yaml:"drop"`
 		} `yaml:"capabilities"`
 	} `yaml:"securityContext"`
+}
+
+type httpProbe struct {
+	Get struct {
+		Path string `yaml:"path"`
+		Port int    `yaml:"port"`
+	} `yaml:"httpGet"`
 }
 
 // A pod is what the manifest says of all its containers.
@@ -66,9 +71,10 @@ func readPod(t *testing.T) pod {
 }
 
 // TestSidecar: two processes that share a network, as the containers of a pod do.
-// The agent has exactly the capabilities of the manifest and makes itself; the
-// other is an HTTP server that binds 127.0.0.1 and knows nothing. A peer reaches it
-// by name.
+// The agent has exactly the capabilities of the manifest, makes itself and uses the
+// invitation of a peer; the other is an HTTP server that binds 127.0.0.1 and knows
+// nothing. It reaches the peer by name, and the peer it. A reset has the server forget the
+// agent, and the peer its trust.
 func TestSidecar(t *testing.T) {
 	t.Parallel()
 	p := readPod(t)
@@ -77,81 +83,50 @@ func TestSidecar(t *testing.T) {
 		strings.Join(c.Rights.Capabilities.Add, " ") != "NET_ADMIN" || strings.Join(c.Rights.Capabilities.Drop, " ") != "ALL" {
 		t.Fatalf("the manifest is not what this test runs: %+v", c)
 	}
-	l := newLab(t, "port", "linux")
+	l := wire(t, "a1", "b1")
 	s := l.server(t)
 	alice, bob := l.agent(t, "a1", "alice"), l.machine(t, "b1", "bob")
 	alice.up(t, s)
+	l.website(t, "a1", "[::]:8080")
+	made := answer[struct{ Token string }](t, alice, "trust", "invite", "--ports", "8080", "--ttl", "1h", "--name", "bob")
 
 	for _, set := range p.Security.Sysctls {
 		l.output(t, "b1", "sh", "-c", `echo "$2" >"/proc/sys/$1"`, "sh", strings.ReplaceAll(set.Name, ".", "/"), set.Value)
 	}
-	pages := filepath.Join(l.dir, "pages")
-	if err := os.Mkdir(pages, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(pages, "index.html"), []byte("what a program says that knows nothing\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	program := l.on(t.Context(), "b1", "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
-		"python3", "-m", "http.server", "8000", "--bind", "127.0.0.1", "--directory", pages)
-	var complaint strings.Builder
-	program.Stderr = &complaint
-	if err := program.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer program.Wait()
-	defer program.Process.Kill()
-
+	l.ignorant(t, "b1")
 	if err := os.Mkdir(bob.state, 0o700); err != nil { // the volume
 		t.Fatal(err)
 	}
-	args := append([]string{"setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps=-all", "--no-new-privs", "pilotctl"}, c.Args...)
-	daemon := bob.prepared(t.Context(), strict, args...)
-	daemon.Env = append(daemon.Env, "PILOT_NAME=bob", "PILOT_SERVER="+s.name)
-	var said strings.Builder
-	daemon.Stderr = &said
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- daemon.Wait() }()
-	defer func() {
-		if t.Failed() {
-			daemon.Process.Kill()
-			<-ended
-			t.Logf("the sidecar: %s", &said)
-			program.Process.Kill()
-			program.Wait()
-			t.Logf("the program: %s", &complaint)
+	command := bob.prepared(t.Context(), strict, append([]string{"setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps=-all", "--no-new-privs", "pilotctl"}, c.Args...)...)
+	for _, v := range c.Env {
+		value, ok := map[string]string{"PILOT_NAME": "bob", "PILOT_INVITE": made.Token}[v.Name]
+		if !ok {
+			t.Fatalf("the manifest has %s, which this test does not know", v.Name)
 		}
-	}()
-	within(t, 60*time.Second, "the startup probe succeeds", func() bool {
-		return bob.run(t, append([]string{"pilotctl"}, c.Probe.Exec.Command[1:]...)...).status == 0
-	})
+		command.Env = append(command.Env, v.Name+"="+value)
+	}
+	daemon := launch(t, "the sidecar", command)
+	// Probes come from the node, not from within.
+	succeeds := func(p httpProbe) bool {
+		return alice.run(t, "curl", "-sf", "-m", "5", fmt.Sprintf("http://%s:%d%s", wired("b1"), p.Get.Port, p.Get.Path)).status == 0
+	}
+	within(t, 60*time.Second, "the startup probe succeeds", func() bool { return succeeds(c.Startup) })
+	if !succeeds(c.Liveness) {
+		t.Error("the liveness probe fails")
+	}
 	pid := l.daemonOf(t, "b1")
 	wantRights(t, pid, 1<<unix.CAP_NET_ADMIN)
-	within(t, 20*time.Second, "the program serves its neighbour", func() bool {
-		return strings.Contains(finish(t, l.on(t.Context(), "b1", "curl", "-sS", "-m", "5", "http://127.0.0.1:8000/")).stdout, "knows nothing")
-	})
+
+	within(t, 20*time.Second, "the invitation is used", func() bool { return bob.peer(t, "alice").Trust == "active" })
+	if o := bob.run(t, "curl", "-sS", "-m", "10", "http://alice.pilot.internal:8080/"); o.stdout != page {
+		t.Errorf("the program's neighbour does not lead it to alice: %s", o)
+	}
 	bob.pilot(t, "serve", "http", "8000", "--port", "80")
 	trust(t, alice, bob, "80")
-	o := alice.run(t, "curl", "-sS", "--max-time", "20", "http://bob.pilot.internal/")
-	if o.status != 0 || !strings.Contains(o.stdout, "knows nothing") {
-		t.Errorf("%s", o)
-	}
-	t.Logf("a peer reads: %s", strings.TrimSpace(o.stdout))
+	readsIgnorant(t, alice, "bob")
 
-	begin := time.Now()
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("the sidecar ends with %v: %s", err, &said)
-		}
-		t.Logf("ended after %v", time.Since(begin).Round(time.Millisecond))
-	case <-time.After(15 * time.Second):
-		t.Error("the sidecar does not end")
-	}
+	contact := bob.id(t).Contact
+	daemon.end(t, func() error { bob.pilot(t, "reset", "--yes"); return nil })
+	alice.refused(t, 4, []string{"knows no agent"}, "trust", "request", contact, "--reason", "is it gone?")
+	within(t, 10*time.Second, "alice trusts bob no more", func() bool { return alice.peer(t, "bob").Trust != "active" })
 }
