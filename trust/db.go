@@ -103,6 +103,24 @@ func openDB(path string, noSync bool) (*bbolt.DB, tally, error) {
 	return db, seen, nil
 }
 
+// settleDB makes durable what openDB read. The end of the last transaction may not be:
+// when its sync failed, the kernel shows it and does not write it again. A transaction
+// on top of it would reuse pages that the disk still needs.
+func settleDB(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	ends := make([]byte, 2*boltPage) // every transaction ends in one of the first two pages
+	if _, err = f.ReadAt(ends, 0); err == nil {
+		_, err = f.WriteAt(ends, 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
 func damagedStore(path string, why error) error {
 	return fmt.Errorf("trust: %s: %w: %w; restore the file from a backup, or move it away and start again: "+
 		"the address stays, revocations stay, peers have to be asked once more", path, ErrDamaged, why)

@@ -157,6 +157,12 @@ func (s *Store) open() (err error) {
 	if s.db, seen, err = openDB(dbPath, s.cfg.NoSync); err != nil {
 		return err
 	}
+	if !s.cfg.NoSync {
+		if err := settleDB(dbPath); err != nil {
+			s.broken = fmt.Errorf("trust: write store: %w; what is read may not be durable, so only revocations are written", err)
+			s.cfg.Logger.Warn("trust: store cannot be written", "err", s.broken)
+		}
+	}
 	if err := guard(func() error { return s.db.View(s.load) }); err != nil {
 		if errors.Is(err, ErrNewer) || errors.Is(err, ErrWrongKey) || errors.Is(err, ErrDamaged) {
 			return fmt.Errorf("trust: %s: %w", dbPath, err)
