@@ -4,6 +4,7 @@
 GO         ?= go
 FUZZTIME   ?= 10s
 FUZZDIRS   ?= .
+FUZZJOBS   ?= 1
 FUZZRUNS   ?= 100000000
 TESTFLAGS  ?=
 BENCHFLAGS ?=
@@ -63,13 +64,12 @@ hostile:
 	PILOT_HOSTILE=1 $(GO) test -v -count=1 -p 1 -timeout 120m -run '^TestHostile' ./...
 
 # Each fuzz target below FUZZDIRS for FUZZTIME, a time or a number of executions
-# such as 1000x; their seeds run in every "make test".
+# such as 1000x; their seeds run in every "make test". FUZZJOBS of them run side by
+# side, with one worker each if that is not 1; what they share is built before.
 fuzz:
-	@set -e; grep -roH --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' $(FUZZDIRS) | sort | \
-	while IFS=: read -r file target; do \
-		target=$${target#func }; echo "$$target in $${file%/*}"; \
-		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "./$${file%/*}"; \
-	done
+	@set -e; list=$$(grep -roH --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' $(FUZZDIRS) | sort | sed 's/:func / /'); \
+	for dir in $$(echo "$$list" | cut -d ' ' -f 1 | xargs -n 1 dirname | sort -u); do $(GO) test -c -fuzz . -o /dev/null ./$$dir; done; \
+	echo "$$list" | GO='$(GO)' FUZZTIME='$(FUZZTIME)' FUZZFLAGS='$(if $(filter-out 1,$(FUZZJOBS)),-parallel 1)' xargs -P $(FUZZJOBS) -n 2 .ci/fuzz
 
 # FUZZRUNS executions in total, in equal parts for all targets: some hours.
 nightly:
