@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // A target is what a ratio to the rival is to be: at least floor, and better
@@ -13,6 +14,31 @@ type target struct {
 	goal, floor         float64
 	less                bool
 }
+
+// whys say where the time goes of figures that may miss their floor: what a profile
+// showed, what that bounds, and what to try next. They are printed beneath the
+// figures that do miss it.
+var whys = []struct{ variant, test, text string }{
+	{"default", "ping", `nobody waited: ping and both daemons took turns on one CPU, with four process switches and 24 short system
+calls of the daemons in a round trip. 27 % of it was the daemons' own code, 27 % sending and receiving datagrams (the link
+included), 17 % reading and writing the TUN devices, 14 % waiting for events and switching, 14 % ping. So the length of the
+path bounds it, run with cold caches every 2 ms, and not a wake-up that could be spared. Next: one loop that waits for both
+descriptors itself, without the scheduler of Go, and does not read again what it has found empty.`},
+	{"default", "http", `the daemons used 37 % of both CPUs, the two programs 48 %, and 13 % were idle. 40 % of the daemons' time was
+writing to the TUN devices, one call for each packet, in which the kernel does the whole work of TCP and wakes the program;
+a fifth was sending. Packets of different connections cannot be written in one call. Next: that daemons and programs
+wake each other less often while one CPU has time for both.`},
+	{"nic", "tcp", oneSender},
+	{"nouso", "tcp", oneSender},
+}
+
+const profiled = "two virtual CPUs of an AMD EPYC, Linux 6.18"
+
+const oneSender = `the sending daemon's one goroutine kept a CPU busy for nine tenths of the time while the other was idle for
+three. Three quarters of it was the system call that sends: in it the kernel cuts each run into packets of 1500 bytes and
+carries them one by one over the link into the other host. A seventh was sealing, a tenth reading the TUN device. The
+kernel's part is the same for every tunnel. Next: to seal in one goroutine while another sends, which pays only while a CPU
+has nothing else to do.`
 
 var targets = []target{
 	{"default", "tcp", "mbps", 2.6, 2.2, false},
@@ -68,6 +94,20 @@ func judged(variant string, f figure, ratios []float64) string {
 		text = verdict(median(ratios), t.goal, t.floor, t.less)
 	}
 	return fmt.Sprintf(" %s %v (%v) | %s |", sign, t.goal, t.floor, text)
+}
+
+// why tells where the time of missed figures goes.
+func (r *report) why(w io.Writer, variant string) {
+	for _, y := range whys {
+		missed := func(f figure) bool {
+			t, ok := targetOf(variant, f)
+			_, ratios := r.series(variant, f, "pilot", rival)
+			return ok && f.test == y.test && len(ratios) > 0 && verdict(median(ratios), t.goal, t.floor, t.less) == "missed"
+		}
+		if i := slices.IndexFunc(figures, missed); y.variant == variant && i >= 0 {
+			fmt.Fprintf(w, "\n%s: in a profile (%s) %s\n", figures[i].title, profiled, strings.ReplaceAll(y.text, "\n", " "))
+		}
+	}
 }
 
 // bound notes what the programs at the ends allow: the ratio of the bare link,

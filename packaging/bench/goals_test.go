@@ -55,4 +55,12 @@ func TestBound(t *testing.T) {
 		strings.Contains(b.String(), "HTTP, median latency: the bare link") {
 		t.Errorf("what bounds HTTP:\n%s", b.String())
 	}
+	if n := strings.Count(b.String(), "in a profile"); n != 1 || strings.Contains(b.String(), "\n\nHTTP, median latency: in") {
+		t.Errorf("HTTP is explained %d times:\n%s", n, b.String())
+	}
+	r.add(result{variant: "default", test: "ping", figures: map[string]metrics{rival: {"p50": 10}, "pilot": {"p50": 5}}})
+	b.Reset()
+	if r.summary(&b, "default"); strings.Contains(b.String(), "ping, median: in") {
+		t.Errorf("a figure that met its floor is explained:\n%s", b.String())
+	}
 }

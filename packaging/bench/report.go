@@ -72,7 +72,8 @@ func (r *report) about(name, text string) {
 var benchmarkSets = []struct{ pkg, pattern string }{
 	{"./crypto", "^Benchmark(Seal|Open|Handshake)$"},
 	{"./tun", "^Benchmark(Cut|Merge)$"},
-	{"./overlay", "^Benchmark(Outbound|Inbound|Lookup|Firewall)"},
+	{"./overlay", "^Benchmark(Outbound|Inbound|Lookup|BundleOfOne)"},
+	{"./overlay/firewall", "^BenchmarkFirewall"},
 	{"./natt/rendezvous", "^BenchmarkForward"},
 }
 
@@ -180,6 +181,7 @@ func (r *report) summary(w io.Writer, variant string) {
 		}
 	}
 	r.bound(w, variant)
+	r.why(w, variant)
 }
 
 func (r *report) writeMemory(w io.Writer) {
