@@ -8,7 +8,8 @@
 // in the third, and starts it between the hosts. Pilot runs as users run it: a
 // server, two agents, trust for all ports; replay window, address checks and
 // firewall are in the measured path. All carry IPv6 inside and IPv4
-// underneath, each with its default MTU.
+// underneath, each with its default MTU. The bridge is a cable: no packet filter
+// sees what crosses it, also where the kernel would offer it.
 //
 // A round runs each test on each contestant, one directly after the other and
 // every round in another order, so that a ratio compares what ran within

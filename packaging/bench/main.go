@@ -136,6 +136,7 @@ func run(ctx context.Context, o options) error {
 	began := time.Now()
 	o.until = began.Add(o.patience)
 	r := &report{options: o, machine: readMachine(), began: began}
+	r.note("the bridge between the hosts is a cable: no packet filter sees what crosses it")
 	for _, v := range o.variants {
 		if v != "default" && lookup("ethtool") == "" {
 			r.note("%s left out: it needs ethtool", v)
