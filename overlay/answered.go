@@ -13,9 +13,9 @@ import (
 	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
-// AnsweredFile holds, 8 bytes each, the beginnings of the MACs of the INITs that
-// were answered; when it is full it becomes AnsweredFile + ".old".
-const AnsweredFile = "handshakes"
+// answeredFile holds, 8 bytes each, the beginnings of the MACs of the INITs that
+// were answered; when it is full it becomes answeredFile + ".old".
+const answeredFile = "handshakes"
 
 const answeredMax = 1 << 17 // records a file: 1 MiB
 
@@ -37,7 +37,7 @@ type answerLog struct {
 // openAnswerLog reads what earlier runs answered. A file that is cut is used as far
 // as it goes.
 func openAnswerLog(dir string) (*answerLog, error) {
-	a := &answerLog{path: filepath.Join(dir, AnsweredFile)}
+	a := &answerLog{path: filepath.Join(dir, answeredFile)}
 	for _, path := range []string{a.path + ".old", a.path} {
 		b, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -16,7 +16,7 @@ import (
 // copyState copies the files of a state directory; the agent must be stopped.
 func copyState(t testing.TB, from, to string) {
 	t.Helper()
-	for _, name := range []string{trust.StoreFile, trust.RevocationFile, SealFile} {
+	for _, name := range []string{trust.StoreFile, trust.RevocationFile, sealFile} {
 		b, err := os.ReadFile(filepath.Join(from, name))
 		if err != nil {
 			t.Fatal(err)

@@ -84,8 +84,12 @@ type Proxies struct {
 	CA *x509.CertPool
 }
 
-// MaxServers is the number of home servers an agent registers with.
-const MaxServers = 4
+const (
+	// MaxServers is the number of home servers an agent registers with.
+	MaxServers = 4
+	// MaxSTUN is the number of STUN servers that are asked besides our own.
+	MaxSTUN = 4
+)
 
 // An Underlay is the network under the tunnels. Tests inject one in memory.
 type Underlay interface {

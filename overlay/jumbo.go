@@ -2,9 +2,9 @@ package overlay
 
 import "github.com/pilotnet/pilot/natt"
 
-// A JumboUnderlay is an Underlay that knows how large the packets of its links
+// A jumboUnderlay is an Underlay that knows how large the packets of its links
 // may be. Paths over any other are not tried for more than 1500 bytes.
-type JumboUnderlay interface {
+type jumboUnderlay interface {
 	Underlay
 	// LinkMTU is the largest MTU of the host's links.
 	LinkMTU() (int, error)
@@ -15,7 +15,7 @@ func (hostUnderlay) LinkMTU() (int, error) { return natt.LinkMTU() }
 // lookAtMTU learns what the links take and tells the agents, if it is not what
 // it was.
 func (l *loop) lookAtMTU(now instant) {
-	u, ok := l.underlay.(JumboUnderlay)
+	u, ok := l.underlay.(jumboUnderlay)
 	if !ok {
 		return
 	}

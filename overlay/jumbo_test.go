@@ -131,4 +131,4 @@ func (w *world) drain() {
 	}
 }
 
-var _ JumboUnderlay = labUnderlay{}
+var _ jumboUnderlay = labUnderlay{}

@@ -20,10 +20,10 @@ import (
 	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
-// SealFile holds the agent's HPKE sealing keys: a line each, "unix seconds
+// sealFile holds the agent's HPKE sealing keys: a line each, "unix seconds
 // made, seed in base32", newest first. Old keys are kept 30 days for mail that
 // was sealed to an older card.
-const SealFile = "seal.key"
+const sealFile = "seal.key"
 
 // secrets are the agent's own keys apart from its identity, and the card that
 // publishes them.
@@ -54,7 +54,7 @@ func loadSecrets(dir string, id ipam.Identity, now time.Time) (*secrets, error) 
 		return nil, fmt.Errorf("overlay: registration key: %w", err)
 	}
 	s := &secrets{registration: crypto.DHPrivate(reg)}
-	path := filepath.Join(dir, SealFile)
+	path := filepath.Join(dir, sealFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		b, err = newSealFile(path, now)

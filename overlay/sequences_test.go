@@ -640,7 +640,7 @@ func TestTrustSealKeyLost(t *testing.T) {
 		bob.stop()
 		alice.asks(bob, RequestOptions{Contact: alice.contactOf(bob)})
 		eventually(t, "the request is at the server", func() bool { return len(alice.store.Outbox()) == 0 })
-		if err := os.Remove(filepath.Join(bob.dir, SealFile)); err != nil {
+		if err := os.Remove(filepath.Join(bob.dir, sealFile)); err != nil {
 			t.Fatal(err)
 		}
 		bob.start()

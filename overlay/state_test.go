@@ -3,14 +3,20 @@ package overlay
 import (
 	"archive/tar"
 	"compress/gzip"
+	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/pilotnet/pilot/ipam"
+	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/events"
+	"github.com/pilotnet/pilot/overlay/services/exchange"
+	"github.com/pilotnet/pilot/overlay/services/tasks"
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun/tuntest"
 )
@@ -44,8 +50,25 @@ func TestStateOfReleases(t *testing.T) {
 			if len(peers) != 1 || peers[0].Name != "anna" || peers[0].Out.String() != "7" || peers[0].State != trust.Active {
 				t.Errorf("peers: %+v", peers)
 			}
+			for _, s := range []services.Service{events.NewService(), exchange.NewService(), tasks.NewService(nil)} {
+				// A service that wants to listen has opened its store.
+				err := s.Run(t.Context(), services.Env{StateDir: dir, Network: noNetwork{}, Logger: n.log})
+				if !errors.Is(err, errNoNetwork) {
+					t.Errorf("%s: %v", s.Name(), err)
+				}
+			}
 		})
 	}
+}
+
+// noNetwork is one on which nobody can listen.
+type noNetwork struct{}
+
+var errNoNetwork = errors.New("no network")
+
+func (noNetwork) Listen(context.Context, uint16) (net.Listener, error) { return nil, errNoNetwork }
+func (noNetwork) ListenPacket(context.Context, uint16) (net.PacketConn, error) {
+	return nil, errNoNetwork
 }
 
 func unpack(t *testing.T, archive, dir string) {

@@ -26,8 +26,6 @@ func (s STUNServer) String() string { return net.JoinHostPort(s.Host, strconv.It
 
 const (
 	stunPort = 3478
-	// MaxSTUN is the number of STUN servers that are asked besides our own.
-	MaxSTUN = 4
 	// stunLookUp is how long the names of STUN servers may take.
 	stunLookUp = time.Second
 )
