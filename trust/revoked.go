@@ -109,6 +109,22 @@ func openCuts(path string, sync bool) (*cutFile, error) {
 	return c, nil
 }
 
+// settle makes durable what load read, for the reason that settleDB tells.
+func (c *cutFile) settle() error {
+	if !c.sync {
+		return nil
+	}
+	b := make([]byte, (c.total+1)*cutSize)
+	_, err := c.file.ReadAt(b, 0)
+	if err == nil {
+		_, err = c.file.WriteAt(b, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("trust: write revocation file: %w", err)
+	}
+	return c.flush()
+}
+
 func (c *cutFile) load(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

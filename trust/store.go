@@ -153,6 +153,9 @@ func (s *Store) open() (err error) {
 	if s.cuts, err = openCuts(cutPath, !s.cfg.NoSync); err != nil {
 		return err
 	}
+	if err := s.cuts.settle(); err != nil {
+		s.cfg.Logger.Warn("trust: revocation file cannot be written", "err", err)
+	}
 	var seen tally
 	if s.db, seen, err = openDB(dbPath, s.cfg.NoSync); err != nil {
 		return err
