@@ -188,6 +188,7 @@ func serve(asked context.Context, n node, sockets *api.Sockets, owners map[strin
 	})
 	group.Go(func() error { return server.Run(both, sockets) })
 	group.Go(func() error { fitProcessors(both); return nil })
+	group.Go(func() error { unmapStartLater(both, logger); return nil })
 	for _, f := range more.beside {
 		group.Go(func() error { return f(both) })
 	}
