@@ -31,6 +31,7 @@ const (
 	benchPings      = 20
 	benchPingGap    = 20 * time.Millisecond
 	benchTimeout    = 5 * time.Second
+	benchSilence    = time.Second // a path under load may pause for less
 )
 
 func (p *program) benchCommand() *cli.Command {
@@ -43,7 +44,7 @@ carry the load at once, each as much as is reported for it. Pings through the
 tunnel tell the latency before and during that. It uses the whole path as long
 as it runs. The exit status is 5 when the trust does not include port 7.`,
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "time", Aliases: []string{"t"}, Value: 5 * time.Second, Usage: "how long to send; at most 1m"},
+			&cli.StringFlag{Name: "time", Aliases: []string{"t"}, Value: "5s", Usage: "how long to send; at most 1m"},
 			&cli.IntFlag{Name: "streams", Value: 1, Usage: "connections at once; at most 16"},
 		},
 		Action: func(c *cli.Context) error {
@@ -51,7 +52,11 @@ as it runs. The exit status is 5 when the trust does not include port 7.`,
 			if err != nil {
 				return err
 			}
-			b := benchmark{program: p, time: c.Duration("time"), streams: c.Int("streams")}
+			length, err := parseDuration(c.String("time"))
+			if err != nil {
+				return err
+			}
+			b := benchmark{program: p, time: length, streams: c.Int("streams")}
 			if b.time < 100*time.Millisecond || b.time > benchMaxTime || b.streams < 1 || b.streams > benchMaxStreams {
 				return usagef("--time is 100ms to 1m, --streams 1 to %d", benchMaxStreams)
 			}
@@ -79,7 +84,9 @@ type benchmark struct {
 	streams int
 
 	up, down atomic.Int64 // bytes so far
+	heard    atomic.Int64 // when the last of them came, after the start
 	last     overlay.Pong
+	lost     bool // the last ping had no answer
 }
 
 // A benchResult is what it found. Rates are payload of TCP, both ways at once.
@@ -191,6 +198,10 @@ func (b *benchmark) run(ctx context.Context) (r benchResult, err error) {
 	if err != nil {
 		return r, overlay.Errorf(overlay.CodeTimeout, "the measurement broke off: %v", err).WithHint("pilotctl ping %s", b.peer.Name).Retry()
 	}
+	if heard := time.Duration(b.heard.Load()); b.lost && b.time-heard > min(benchSilence, b.time/2) {
+		return r, overlay.Errorf(overlay.CodePeerOffline, "%s stopped answering after %.1f s", b.peer.Name, heard.Seconds()).
+			WithHint("pilotctl ping %s", b.peer.Name).Retry()
+	}
 	r.Up, r.Down = rate(b.up.Load(), r.Seconds), rate(b.down.Load(), r.Seconds)
 	r.Path, r.Endpoint = b.last.Path, b.last.Endpoint
 	return r, nil
@@ -204,6 +215,7 @@ func (b *benchmark) latency(ctx context.Context, more func(sent int) bool) (l be
 	for more(l.Sent) && ctx.Err() == nil {
 		l.Sent++
 		pong, err := b.client.Ping(ctx, b.peer.Name, l.Sent, benchTimeout)
+		b.lost = err != nil
 		if err == nil {
 			times, b.last = append(times, pong.RTTMillis), pong
 		} else if e := api.AsError(err); ctx.Err() == nil && e.Code != overlay.CodeTimeout && e.Code != overlay.CodePeerOffline {
@@ -262,7 +274,15 @@ func (b *benchmark) load(ctx context.Context, conns []net.Conn, began time.Time)
 			return err
 		}
 		group.Go(func() { errs <- pump(&b.up, c.Write) })
-		group.Go(func() { errs <- pump(&b.down, c.Read) })
+		group.Go(func() {
+			errs <- pump(&b.down, func(p []byte) (int, error) {
+				n, err := c.Read(p)
+				if n > 0 {
+					b.heard.Store(int64(time.Since(began)))
+				}
+				return n, err
+			})
+		})
 	}
 	group.Wait()
 	close(errs)

@@ -89,6 +89,50 @@ func TestBenchEchoOff(t *testing.T) {
 	}
 }
 
+// A peer that vanishes has no throughput.
+func TestBenchSilent(t *testing.T) {
+	d := newDesk(t)
+	d.letEcho()
+	d.agent.SilentAt = benchPings + 1
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	gone := make(chan struct{})
+	defer close(gone)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		io.CopyN(c, c, 1<<20)
+		<-gone
+	}()
+	d.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+	}
+	stdout, stderr, status := d.call(t.Context(), "", "bench", "bob", "--time", "1500ms")
+	if status != 6 || stdout != "" || !strings.Contains(stderr, "bob stopped answering after ") || !strings.Contains(stderr, "hint: pilotctl ping bob") {
+		t.Errorf("exit %d: %q %q", status, stdout, stderr)
+	}
+}
+
+// iperf3 takes a number of seconds; we say what to write.
+func TestBenchTime(t *testing.T) {
+	d := newDesk(t)
+	for _, bad := range []string{"1", "0s", "x", "-5s", ""} {
+		_, stderr, status := d.call(t.Context(), "", "bench", "bob", "-t", bad)
+		if status != 2 || !strings.Contains(stderr, "hint: write it as ") {
+			t.Errorf("-t %q: exit %d: %s", bad, status, stderr)
+		}
+	}
+	if _, stderr, status := d.call(t.Context(), "", "bench", "bob", "--time", "2h"); status != 2 || !strings.Contains(stderr, "100ms to 1m") {
+		t.Errorf("exit %d: %s", status, stderr)
+	}
+}
+
 func TestBenchInterrupted(t *testing.T) {
 	d := newDesk(t)
 	d.letEcho()

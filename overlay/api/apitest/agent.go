@@ -23,6 +23,7 @@ type Agent struct {
 	Answers  map[string]error // by method name in lower case: that call fails so
 	Granted  bool             // Wait returns at once
 	DirectAt int              // from this ping on the path is direct
+	SilentAt int              // from this ping on there is no answer
 
 	mu    sync.Mutex
 	calls []string
@@ -267,6 +268,9 @@ func (a *Agent) Ping(_ context.Context, peer string, seq int) (overlay.Pong, err
 	}
 	if _, err := a.find(peer); err != nil {
 		return overlay.Pong{}, err
+	}
+	if a.SilentAt > 0 && seq >= a.SilentAt {
+		return overlay.Pong{}, overlay.Errorf(overlay.CodeTimeout, "no answer").Retry()
 	}
 	if a.DirectAt > 0 && seq >= a.DirectAt {
 		return overlay.Pong{Seq: seq, RTTMillis: 8.25, Path: "direct", Endpoint: "203.0.113.77:41641"}, nil
