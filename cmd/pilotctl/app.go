@@ -163,10 +163,7 @@ func onUsageError(c *cli.Context, err error, _ bool) error { return usagef("%v",
 // arguments, and show the answer.
 func shows[T any](p *program, ask func(*api.Client, context.Context) (T, error), text func(io.Writer, T)) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		if _, err := arguments(c); err != nil {
-			return err
-		}
-		client, err := p.client(c)
+		client, _, err := p.asked(c)
 		if err != nil {
 			return err
 		}
@@ -176,6 +173,16 @@ func shows[T any](p *program, ask func(*api.Client, context.Context) (T, error),
 		}
 		return p.result(v, func(w io.Writer) { text(w, v) })
 	}
+}
+
+// asked reads the arguments of a command that the daemon carries out.
+func (p *program) asked(c *cli.Context, names ...string) (*api.Client, []string, error) {
+	args, err := arguments(c, names...)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := p.client(c)
+	return client, args, err
 }
 
 // client returns a client for the daemon of the places that c names.

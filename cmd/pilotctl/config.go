@@ -309,7 +309,7 @@ func writeTemp(path string, data []byte, mode fs.FileMode) (string, error) {
 // with which that begins.
 func badInput(err error, hint string) error {
 	text := err.Error()
-	for _, room := range []string{"ipam: ", "crypto: ", "trust: ", "overlay: "} {
+	for _, room := range []string{"ipam: ", "crypto: ", "trust: ", "overlay: ", "publish: "} {
 		text = strings.TrimPrefix(text, room)
 	}
 	return usagef("%s", text).WithHint("%s", hint)

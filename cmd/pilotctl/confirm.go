@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 func (p *program) confirmCommand() *cli.Command {
@@ -18,27 +20,24 @@ state turns out to be older, it was restored from a backup, or another machine
 went on with the same identity, and peers that were revoked since may be in it. So all trust
 is suspended: nothing passes, and nothing is granted. Look at pilotctl trust list,
 revoke who should not be there, and confirm the rest. Needs the govern socket.`,
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
+		Action: shows(p, confirmTrust, func(w io.Writer, l confirmation) {
+			fmt.Fprintln(w, "trust is in force as this state has it")
+			if len(l.Peers) > 0 {
+				fmt.Fprintln(w)
+				p.listText(w, trustList{Peers: l.Peers})
 			}
-			client, err := p.client(c)
-			if err != nil {
-				return err
-			}
-			peers, err := client.Confirm(c.Context)
-			if err != nil {
-				return err
-			}
-			return p.result(map[string][]overlay.Peer{"peers": peers}, func(w io.Writer) {
-				fmt.Fprintln(w, "trust is in force as this state has it")
-				if len(peers) > 0 {
-					fmt.Fprintln(w)
-					p.listText(w, trustList{Peers: peers})
-				}
-			})
-		},
+		}),
 	}
+}
+
+// A confirmation is the trust that is in force again.
+type confirmation struct {
+	Peers []overlay.Peer `json:"peers"`
+}
+
+func confirmTrust(client *api.Client, ctx context.Context) (l confirmation, err error) {
+	l.Peers, err = client.Confirm(ctx)
+	return l, err
 }
 
 // suspensionText says why no trust is in force, in one line.

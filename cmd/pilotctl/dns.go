@@ -91,11 +91,7 @@ func (p *program) dnsQueryCommand() *cli.Command {
 peer. The exit status is 4 if the agent knows no such name, and 9 if it does but
 this machine's programs would not find it.`,
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "a name")
-			if err != nil {
-				return err
-			}
-			client, err := p.client(c)
+			client, args, err := p.asked(c, "a name")
 			if err != nil {
 				return err
 			}

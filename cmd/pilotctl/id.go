@@ -55,8 +55,7 @@ func (p *program) identify(c *cli.Context, at places) (id overlay.ID, running bo
 	}
 	own, err := readIdentity(at)
 	if errors.Is(err, errNoIdentity) {
-		return id, false, overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state).
-			WithHint("pilotctl init --name NAME --server HOST#KEY makes one")
+		return id, false, noAgent(at)
 	}
 	if err != nil {
 		return id, false, err

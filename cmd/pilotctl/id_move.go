@@ -59,11 +59,11 @@ type moved struct {
 func (p *program) exportAgent(c *cli.Context, at places) error {
 	out := c.String("out")
 	if out == "" {
-		return usagef("where to? give --out FILE")
+		return usagef("where to? give --out FILE").WithHint("for example: pilotctl id export --out agent.pilot")
 	}
 	id, err := readIdentity(at)
 	if errors.Is(err, errNoIdentity) {
-		return overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state)
+		return noAgent(at)
 	}
 	if err != nil {
 		return err
@@ -209,6 +209,10 @@ func (p *program) importAgent(at places, path string) error {
 
 func readExport(path string) ([]byte, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, overlay.Errorf(overlay.CodeNotFound, "there is no file %s", path).
+			WithHint("pilotctl id export --out FILE makes one, where the agent is now; bring it here")
+	}
 	if err != nil {
 		return nil, usagef("read the exported agent: %v", err)
 	}

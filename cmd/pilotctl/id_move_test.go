@@ -101,5 +101,5 @@ func TestExportAndImport(t *testing.T) {
 	got, status = away(t, b, good, "id", "import", file)
 	check("import over trust", got, status, 7, "is there already")
 	got, status = away(t, filepath.Join(dir, "c"), good, "id", "import", filepath.Join(dir, "none"))
-	check("no file", got, status, 2, "no such file")
+	check("no file", got, status, 4, "id export --out")
 }

@@ -82,6 +82,11 @@ func syncDir(dir string) error {
 	return nil
 }
 
+func noAgent(at places) error {
+	return overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state).
+		WithHint("pilotctl init --name NAME --server HOST#KEY makes one; pilotctl up makes and starts it")
+}
+
 func identityExists(at places) error {
 	whose := ""
 	if id, err := readIdentity(at); err == nil {

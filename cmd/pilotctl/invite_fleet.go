@@ -51,11 +51,7 @@ func (p *program) inviteRevokeCommand() *cli.Command {
 invitation but was approved by hand since stays trusted. Needs the govern socket.`,
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "keep", Usage: "only end the invitation: those who used it stay trusted"}},
 		Action: func(c *cli.Context) error {
-			args, err := arguments(c, "an ID")
-			if err != nil {
-				return err
-			}
-			client, err := p.client(c)
+			client, args, err := p.asked(c, "an ID")
 			if err != nil {
 				return err
 			}

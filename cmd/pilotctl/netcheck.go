@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 )
 
 func (p *program) netcheckCommand() *cli.Command {
@@ -19,20 +20,7 @@ func (p *program) netcheckCommand() *cli.Command {
 its own; takes half a second, and longer where names have to be resolved. How a NAT filters can only be found out with a server that listens on two
 addresses and two ports. How long it keeps a mapping that nothing uses is measured
 in the background over minutes; here stands what is known so far.`,
-		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
-			if err != nil {
-				return err
-			}
-			n, err := client.Netcheck(c.Context)
-			if err != nil {
-				return err
-			}
-			return p.result(n, func(w io.Writer) { netcheckText(w, n) })
-		},
+		Action: shows(p, (*api.Client).Netcheck, netcheckText),
 	}
 }
 

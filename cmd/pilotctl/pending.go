@@ -23,10 +23,7 @@ func (p *program) pendingCommand() *cli.Command {
 instruction. With --watch each new request is printed as it comes.`,
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "watch", Usage: "go on, and print requests as they come"}},
 		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
+			client, _, err := p.asked(c)
 			if err != nil {
 				return err
 			}

@@ -31,10 +31,7 @@ done themselves, through the proxy of the environment in which the agent was
 started, if there was one. A program that reads none of these variables takes the
 address by hand: curl -x socks5h://127.0.0.1:1080.`,
 			Action: func(c *cli.Context) error {
-				if _, err := arguments(c); err != nil {
-					return err
-				}
-				client, err := p.client(c)
+				client, _, err := p.asked(c)
 				if err != nil {
 					return err
 				}

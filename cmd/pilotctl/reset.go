@@ -25,10 +25,7 @@ is said. Key, address and settings stay: pilotctl up claims the address anew. Wi
 --yes it only says what it would do. The agent must be up.`,
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Usage: "do it"}},
 		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
+			client, _, err := p.asked(c)
 			if err != nil {
 				return err
 			}

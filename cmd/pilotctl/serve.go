@@ -10,6 +10,7 @@ import (
 
 	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
+	"github.com/pilotnet/pilot/overlay/services/publish"
 )
 
 func (p *program) serveCommand() *cli.Command {
@@ -61,6 +62,10 @@ func (p *program) serveProgram(c *cli.Context, kind string) error {
 	port, err := tcpPort(c.Int("port"), c.IsSet("port"))
 	if err != nil {
 		return err
+	}
+	// What is wrong at any time is said first, not that the agent is down.
+	if _, err := (publish.Rule{Kind: publish.Kind(kind), Target: args[0], Port: port}).Check(); err != nil {
+		return badInput(err, "for example: pilotctl serve http 8080")
 	}
 	client, err := p.client(c)
 	if err != nil {

@@ -29,10 +29,7 @@ knows it too; otherwise the exit status is 9.`,
 			&cli.BoolFlag{Name: "drops", Usage: "count the dropped packets by reason"},
 		},
 		Action: func(c *cli.Context) error {
-			if _, err := arguments(c); err != nil {
-				return err
-			}
-			client, err := p.client(c)
+			client, _, err := p.asked(c)
 			if err != nil {
 				return err
 			}
