@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pilotnet/pilot/ipam"
-	"github.com/pilotnet/pilot/overlay"
 	"github.com/pilotnet/pilot/overlay/api"
 	"github.com/pilotnet/pilot/tun/resolv"
 )
@@ -31,6 +30,7 @@ SIGTERM, SIGINT and "pilotctl down" end it. With PILOT_INVITE=TOKEN or PILOT_INV
 it uses that invitation by itself, and makes the home server of the agent that invites its
 own if it has none.`,
 			Flags: slices.Concat(nodeFlags(), runFlags(), enrolFlags(), []cli.Flag{
+				inviteFlag(),
 				&cli.BoolFlag{Name: "init", Usage: "make the agent first if there is none, as up does"},
 				&cli.IntFlag{Name: "report-fd", Hidden: true},
 			}),
@@ -68,7 +68,7 @@ func (p *program) daemon(c *cli.Context) error {
 	}
 	var token string
 	if !c.Bool("no-invite") {
-		if token, err = p.standingInvite(); err == nil {
+		if token, err = p.standingInvite(c); err == nil {
 			err = p.prepareInvite(c, at, token)
 		}
 		if err != nil {
@@ -87,8 +87,7 @@ func (p *program) daemon(c *cli.Context) error {
 		id, err = readIdentity(at)
 	}
 	if errors.Is(err, errNoIdentity) {
-		return overlay.Errorf(overlay.CodeNotFound, "there is no agent in %s", at.state).
-			WithHint("pilotctl init --name NAME --server HOST#KEY makes one; pilotctl up makes and starts it")
+		return noAgent(at)
 	}
 	if err != nil {
 		return err
@@ -133,7 +132,10 @@ func (p *program) daemon(c *cli.Context) error {
 		more.beside = append(more.beside, func(ctx context.Context) error { return serveHealth(ctx, health, n.Status, logger) })
 	}
 	if token != "" {
-		more.beside = append(more.beside, func(ctx context.Context) error { return useInvite(ctx, n, token, logger) })
+		more.beside = append(more.beside, func(ctx context.Context) error {
+			useInvite(ctx, n, token, logger) // it tells the log; the agent is of use without
+			return nil
+		})
 	}
 	if ephemeral {
 		more.leave = func() { leave(n, logger) }

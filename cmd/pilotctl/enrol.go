@@ -27,6 +27,11 @@ func enrolFlags() []cli.Flag {
 	}
 }
 
+// inviteFlag is for agents in the foreground; for the others there is join.
+func inviteFlag() cli.Flag {
+	return &cli.StringFlag{Name: "invite", Usage: "use this invitation: TOKEN or file:PATH (PILOT_INVITE, PILOT_INVITE_FILE)"}
+}
+
 // enrolArguments hands them on to a daemon in the background.
 func (p *program) enrolArguments(c *cli.Context) []string {
 	var args []string
@@ -42,28 +47,36 @@ func (p *program) enrolArguments(c *cli.Context) []string {
 	return args
 }
 
-// standingInvite is the token in the environment, that an agent uses by itself; empty if there
-// is none. PILOT_INVITE has the token, PILOT_INVITE_FILE names a file with it.
-func (p *program) standingInvite() (string, error) {
-	token, path := strings.TrimSpace(p.getenv("PILOT_INVITE")), p.getenv("PILOT_INVITE_FILE")
+// standingInvite is the token that an agent uses by itself, empty if there is none:
+// from --invite, else from the environment, where PILOT_INVITE has the token and
+// PILOT_INVITE_FILE names a file with it.
+func (p *program) standingInvite(c *cli.Context) (string, error) {
+	from, token, path := "--invite", c.String("invite"), ""
+	if token == "" {
+		from, token, path = "PILOT_INVITE", strings.TrimSpace(p.getenv("PILOT_INVITE")), p.getenv("PILOT_INVITE_FILE")
+	}
+	switch file, isFile := strings.CutPrefix(token, "file:"); {
+	case token != "" && path != "":
+		return "", usagef("PILOT_INVITE and PILOT_INVITE_FILE exclude each other")
+	case isFile:
+		path = file
+	case path != "":
+		from = "PILOT_INVITE_FILE"
+	case token == "":
+		return "", nil
+	}
 	if path != "" {
-		if token != "" {
-			return "", usagef("PILOT_INVITE and PILOT_INVITE_FILE exclude each other")
-		}
 		f, err := os.Open(path)
 		if err != nil {
-			return "", usagef("PILOT_INVITE_FILE: %v", err)
+			return "", usagef("%s: %v", from, err)
 		}
 		defer f.Close()
 		if token, err = readToken(f); err != nil {
 			return "", err
 		}
 	}
-	if token == "" && path == "" {
-		return "", nil
-	}
 	if _, err := trust.ParseInvite(token); err != nil {
-		return "", badInput(err, "PILOT_INVITE takes a whole token, PILOT_INVITE_FILE a file with one; pilotctl trust invite makes it")
+		return "", badInput(err, "--invite and PILOT_INVITE take a whole token, PILOT_INVITE_FILE a file with one; pilotctl trust invite makes it")
 	}
 	return token, nil
 }
@@ -83,7 +96,7 @@ func (p *program) prepareInvite(c *cli.Context, at places, token string) error {
 	}
 	had := len(c.StringSlice("server"))
 	for end := time.Now().Add(borrowPatience); ; {
-		err := p.borrowServer(c, token)
+		err := p.borrowServer(c, at, token)
 		if err == nil {
 			break
 		}
@@ -109,41 +122,41 @@ func (p *program) prepareInvite(c *cli.Context, at places, token string) error {
 
 const acceptMost = time.Minute // between two tries
 
-// useInvite accepts an invitation as soon as that can be done. Whoever knows the agent
-// that invites, or has asked it, has used the token before.
-func useInvite(ctx context.Context, n api.Agent, token string, logger *slog.Logger) error {
+// useInvite accepts an invitation as soon as that can be done, and returns the
+// fingerprint of the agent that invites. Whoever knows that agent, or has asked it, has
+// used the token before. An error is one that no further try mends, or that of ctx.
+func useInvite(ctx context.Context, n api.Agent, token string, logger *slog.Logger) (string, error) {
 	invite, err := trust.ParseInvite(token)
 	if err != nil {
-		return nil // was looked at before
+		return "", err
 	}
 	contact, err := ipam.ParseContact(invite.Contact)
 	if err != nil {
-		logger.Error("the invitation is damaged", "error", err)
-		return nil
+		return "", badInput(err, "the token is damaged; ask for a new one")
 	}
 	who := contact.Fingerprint.String()
 	if slices.ContainsFunc(n.Peers(), func(p overlay.Peer) bool { return p.Fingerprint == who }) ||
 		slices.ContainsFunc(n.Outgoing(), func(r overlay.Request) bool { return r.Fingerprint == who }) {
 		logger.Info("the invitation was used before", "peer", who)
-		return nil
+		return who, nil
 	}
 	for wait := time.Second; ; wait = min(2*wait, acceptMost) {
 		r, err := n.Accept(ctx, token, "", "")
 		if err == nil {
 			logger.Info("the invitation is used", "peer", r.Name, "fingerprint", r.Fingerprint, "ports", r.Ports)
-			return nil
+			return who, nil
 		}
 		if ctx.Err() != nil {
-			return nil
+			return "", ctx.Err()
 		}
 		if !api.AsError(err).Retryable {
 			logger.Error("the invitation cannot be used", "error", err, "hint", api.AsError(err).Hint)
-			return nil
+			return "", err
 		}
 		logger.Warn("the invitation cannot be used yet", "error", err, "retry", wait)
 		select {
 		case <-ctx.Done():
-			return nil
+			return "", ctx.Err()
 		case <-time.After(wait):
 		}
 	}

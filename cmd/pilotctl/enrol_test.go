@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,8 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/urfave/cli/v2"
+
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay"
+	"github.com/pilotnet/pilot/overlay/api"
 	"github.com/pilotnet/pilot/overlay/api/apitest"
 	"github.com/pilotnet/pilot/trust"
 )
@@ -87,18 +92,22 @@ func TestStandingInvite(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		token, file, want string
-		ok                bool
+		flag, token, file, want string
+		ok                      bool
 	}{
-		{"", "", "", true}, {good, "", good, true}, {" " + good + "\n", "", good, true}, {"", file, good, true},
-		{good, file, "", false}, {good[:len(good)-2], "", "", false}, {"", empty, "", false}, {"", file + "x", "", false},
+		{"", "", "", "", true}, {"", good, "", good, true}, {"", " " + good + "\n", "", good, true}, {"", "", file, good, true},
+		{"", good, file, "", false}, {"", good[:len(good)-2], "", "", false}, {"", "", empty, "", false}, {"", "", file + "x", "", false},
+		{good, "", "", good, true}, {good, "damaged", empty, good, true}, {"file:" + file, "", "", good, true},
+		{"damaged", good, "", "", false}, {"file:" + file + "x", good, "", "", false},
 	} {
 		p := &program{getenv: func(name string) string {
 			return map[string]string{"PILOT_INVITE": c.token, "PILOT_INVITE_FILE": c.file}[name]
 		}}
-		got, err := p.standingInvite()
+		flags := flag.NewFlagSet("", flag.ContinueOnError)
+		flags.String("invite", c.flag, "")
+		got, err := p.standingInvite(cli.NewContext(nil, flags, nil))
 		if (err == nil) != c.ok || c.ok && got != c.want {
-			t.Errorf("%q, %q: %q, %v", c.token, c.file, got, err)
+			t.Errorf("%+v: %q, %v", c, got, err)
 		}
 	}
 }
@@ -112,18 +121,18 @@ func TestUseInviteOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := useInvite(t.Context(), a, token, quiet); err != nil || len(a.Calls()) > 0 {
-		t.Errorf("%v, %v", err, a.Calls())
+	if who, err := useInvite(t.Context(), a, token, quiet); err != nil || who != a.Me.Peers[0].Fingerprint || len(a.Calls()) > 0 {
+		t.Errorf("%s, %v, %v", who, err, a.Calls())
 	}
 	a.Me.Peers, a.Sent = nil, nil
 	a.Answers["accept"] = overlay.Errorf(overlay.CodeNotTrusted, "expired")
-	if err := useInvite(t.Context(), a, token, quiet); err != nil || len(a.Calls()) != 1 {
+	if _, err := useInvite(t.Context(), a, token, quiet); api.AsError(err).Code != overlay.CodeNotTrusted || len(a.Calls()) != 1 {
 		t.Errorf("%v, %v", err, a.Calls())
 	}
 	a.Answers["accept"] = overlay.Errorf(overlay.CodeTimeout, "no network").Retry()
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	if err := useInvite(ctx, a, token, quiet); err != nil || len(a.Calls()) != 2 {
+	if _, err := useInvite(ctx, a, token, quiet); !errors.Is(err, context.Canceled) || len(a.Calls()) != 2 {
 		t.Errorf("%v, %v", err, a.Calls())
 	}
 }

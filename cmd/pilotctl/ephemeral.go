@@ -29,14 +29,19 @@ func (p *program) ephemeral(c *cli.Context) bool {
 
 // memoryPlaces are the places of the ephemeral agent that has the socket of at.
 func (p *program) memoryPlaces(at places) (places, error) {
+	sum := sha256.Sum256([]byte(at.socket))
+	dir, err := p.memoryDir(hex.EncodeToString(sum[:8]))
+	return places{state: dir, socket: at.socket, config: filepath.Join(dir, "config.toml")}, err
+}
+
+// memoryDir names a directory in memory of this user.
+func (p *program) memoryDir(name string) (string, error) {
 	base := memoryBase(p.getenv("XDG_RUNTIME_DIR"))
 	if base == "" {
-		return at, overlay.Errorf(overlay.CodeInternal, "--ephemeral: this machine has no file system in memory that can be written").
+		return "", overlay.Errorf(overlay.CodeInternal, "--ephemeral: this machine has no file system in memory that can be written").
 			WithHint("mount one (mount -t tmpfs tmpfs DIR) and set XDG_RUNTIME_DIR=DIR")
 	}
-	sum := sha256.Sum256([]byte(at.socket))
-	dir := filepath.Join(base, "pilot-"+strconv.Itoa(os.Geteuid())+"-"+hex.EncodeToString(sum[:8]))
-	return places{state: dir, socket: at.socket, config: filepath.Join(dir, "config.toml")}, nil
+	return filepath.Join(base, "pilot-"+strconv.Itoa(os.Geteuid())+"-"+name), nil
 }
 
 // makeMemory makes the directory of an ephemeral agent, in the place of what a

@@ -29,7 +29,11 @@ PILOT_INVITE or the file that PILOT_INVITE_FILE names.`,
 			if err != nil {
 				return err
 			}
-			if err := p.borrowServer(c, token); err != nil {
+			at, err := p.places(c)
+			if err != nil {
+				return err
+			}
+			if err := p.borrowServer(c, at, token); err != nil {
 				return err
 			}
 			if err := c.Set("no-invite", "true"); err != nil {
@@ -48,7 +52,7 @@ PILOT_INVITE or the file that PILOT_INVITE_FILE names.`,
 // joinToken is the token of the command line, or else that of the environment.
 func (p *program) joinToken(c *cli.Context) (string, error) {
 	if c.NArg() == 0 {
-		if token, err := p.standingInvite(); token != "" || err != nil {
+		if token, err := p.standingInvite(c); token != "" || err != nil {
 			return token, err
 		}
 	}
@@ -71,11 +75,7 @@ const cardTimeout = 15 * time.Second
 // borrowServer sets --server to the home server of the agent that invites, if
 // this one does not run and has none. The key of the server is in the card of the
 // inviting agent, which its fingerprint in the token proves.
-func (p *program) borrowServer(c *cli.Context, token string) error {
-	at, err := p.places(c)
-	if err != nil {
-		return err
-	}
+func (p *program) borrowServer(c *cli.Context, at places, token string) error {
 	if _, err := api.NewClient(at.socket).ID(c.Context); err == nil {
 		return nil
 	}

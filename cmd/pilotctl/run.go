@@ -17,12 +17,18 @@ func (p *program) runCommand() *cli.Command {
 		Description: `The agent runs for as long as the program does, and makes itself first if there is
 none. The program reaches peers by name and peers reach what it serves; everything
 else goes out through the host's network, names too. Its 127.0.0.1 is its own. Ping
-works to peers only. Exit status, signals, input and terminal are the program's.
+works to peers only. Exit status, signals, input and terminal are the program's, and
+pilotctl in there is for its agent.
 
-It starts when a home server knows the agent, or after --wait without one. Needs
-Linux, user namespaces and /dev/net/tun.`,
-		Flags: slices.Concat(nodeFlags(), boxFlags(), []cli.Flag{
-			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "wait so long for a server before the program starts"},
+With --ephemeral the program has a new agent of its own, beside any other that is up
+here; its servers forget it at the end. With an invitation the home server of the
+agent that invites is used, if there is no other.
+
+It starts when a home server knows the agent and the invitation is granted, or after
+--wait without. Needs Linux, user namespaces and /dev/net/tun.`,
+		Flags: slices.Concat(nodeFlags(), boxFlags(), enrolFlags(), []cli.Flag{
+			inviteFlag(),
+			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "wait so long before the program starts"},
 		}),
 		Action: func(c *cli.Context) error {
 			argv := c.Args().Slice()

@@ -41,12 +41,15 @@ const (
 // A boxed is one call of run.
 type boxed struct {
 	*program
-	c      *cli.Context
-	at     places
-	box    *run.Box
-	view   boxView
-	logger *slog.Logger
-	node   node
+	c       *cli.Context
+	at      places
+	usual   string // the configuration that an ephemeral agent begins with; else empty
+	box     *run.Box
+	view    boxView
+	logger  *slog.Logger
+	node    node
+	token   string     // of an invitation to use; may be empty
+	invited chan error // gets what came of it
 }
 
 // runProgram runs a program in a network of its own, and ends this process as the
@@ -59,17 +62,13 @@ func (p *program) runProgram(c *cli.Context, argv []string) error {
 	if path, err = filepath.Abs(path); err != nil {
 		return systemError("find the program", err)
 	}
-	at, err := p.places(c)
-	if err != nil {
-		return err
-	}
-	if err := refuseRunning(c.Context, at); err != nil {
+	b := &boxed{program: p, c: c, invited: make(chan error, 1)}
+	if err := b.place(); err != nil {
 		return err
 	}
 	// The keyboard's interrupt is the program's, whatever it makes of it.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, run.Forwarded()...)
-	b := &boxed{program: p, c: c, at: at}
 	status, err := b.run(context.WithoutCancel(c.Context), argv, path, signals)
 	if err != nil {
 		return err
@@ -84,7 +83,7 @@ func refuseRunning(ctx context.Context, at places) error {
 	s, err := api.NewClient(at.socket).Status(ctx)
 	if err == nil {
 		return overlay.Errorf(overlay.CodeConflict, "%s is up already, and an agent has one network only", s.Name).
-			WithHint("pilotctl down first; or give the program an agent of its own: pilotctl run --state-dir DIR -- COMMAND")
+			WithHint("give the program an agent of its own: pilotctl run --ephemeral -- COMMAND, or --state-dir DIR to keep it; or pilotctl down first")
 	}
 	if api.AsError(err).Code != overlay.CodeNotRunning {
 		return err
@@ -106,15 +105,18 @@ func (b *boxed) run(ctx context.Context, argv []string, path string, signals <-c
 	defer cancel()
 	// Namespaces first: where they are not to be had, nothing was done.
 	var err error
-	if b.box, err = run.Open(argv); err != nil {
+	if b.box, err = run.Open(argv, b.environment()); err != nil {
 		return 0, boxError(err)
 	}
 	defer b.box.Close()
-	given, err := b.given(b.c)
-	if err == nil {
-		err = b.prepare(b.c, b.at, given)
+	secret := keepSecret() // after Open: the kernel lets who hides its memory set up no user namespace
+	if b.usual != "" {
+		if err := makeMemory(b.at, b.usual); err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(b.at.state)
 	}
-	if err != nil {
+	if err := b.settle(signals); err != nil {
 		return 0, err
 	}
 	log, err := b.openLog()
@@ -122,6 +124,16 @@ func (b *boxed) run(ctx context.Context, argv []string, path string, signals <-c
 		return 0, err
 	}
 	defer log()
+	if secret != nil {
+		b.logger.Warn("a core dump of this process would hold keys", "error", secret)
+	}
+	health, err := b.listenHealth(b.c)
+	if err != nil {
+		return 0, err
+	}
+	if health != nil {
+		defer health.Close()
+	}
 	sockets, err := api.Listen(b.at.socket)
 	if err != nil {
 		return 0, err
@@ -140,7 +152,7 @@ func (b *boxed) run(ctx context.Context, argv []string, path string, signals <-c
 		return 0, err
 	}
 	ended := make(chan error, 2)
-	for _, f := range served.parts(b, sockets) {
+	for _, f := range served.parts(b, sockets, b.extras(health)) {
 		go func() { ended <- f(ctx) }()
 	}
 	defer func() { cancel(); <-ended; <-ended }()
@@ -245,6 +257,9 @@ func (b *boxed) openNode() (node, settings, error) {
 		return nil, set, err
 	}
 	set.tun, set.dns = boxDevice, string(resolv.HostFile)
+	if b.usual != "" && !b.c.IsSet("port") {
+		set.port = 0 // what is configured is for the agent that stays
+	}
 	id, err := readIdentity(b.at)
 	if err != nil {
 		return nil, set, err
@@ -260,33 +275,39 @@ func (b *boxed) openNode() (node, settings, error) {
 }
 
 // parts are the two that run until the program has ended.
-func (s *served) parts(b *boxed, sockets *api.Sockets) []func(context.Context) error {
+func (s *served) parts(b *boxed, sockets *api.Sockets, more extras) []func(context.Context) error {
 	return []func(context.Context) error{
 		s.forwarder.Run,
 		func(ctx context.Context) error {
-			return serve(ctx, b.node, sockets, mounts(s.set.services), b.logger, extras{})
+			return serve(ctx, b.node, sockets, mounts(s.set.services), b.logger, more)
 		},
 	}
 }
 
-// await waits until a server knows the agent, or for so long that the program is to
-// start without.
+// await waits until a server knows the agent and an invitation is granted, or for so
+// long that the program is to start without.
 func (b *boxed) await(ctx context.Context, signals <-chan os.Signal, ended chan error) error {
 	late := time.NewTimer(b.c.Duration("wait"))
 	defer late.Stop()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	var known patience
+	missing := b.token != ""
 	for {
 		s := b.node.Status()
-		if (ready(s) || len(s.Servers) == 0) && known.names(s) {
+		if (ready(s) || len(s.Servers) == 0) && known.names(s) && !missing {
 			return nil
 		}
 		select {
 		case s := <-signals:
-			if n, ok := s.(unix.Signal); ok && n != unix.SIGCONT && n != unix.SIGWINCH {
-				return &statusError{status: 128 + int(n), err: overlay.Errorf(overlay.CodeInternal, "%v before the program was started", n)}
+			if ends(s) {
+				return endedBy(s)
 			}
+		case err := <-b.invited:
+			if err != nil {
+				return err
+			}
+			missing = false
 		case err := <-ended:
 			ended <- err // for whoever counts them
 			if err == nil {
@@ -294,7 +315,11 @@ func (b *boxed) await(ctx context.Context, signals <-chan os.Signal, ended chan 
 			}
 			return overlay.Errorf(overlay.CodeInternal, "the agent ended: %v", err)
 		case <-late.C:
-			b.tell("pilotctl: no server knows %s yet; starting the program all the same; the agent's log: %s", s.Name, filepath.Join(b.at.state, logFile))
+			lacks := "no server knows " + s.Name + " yet"
+			if ready(s) && missing {
+				lacks = "the agent that invites has not granted anything yet"
+			}
+			b.tell("pilotctl: %s; starting the program all the same; the agent's log: %s", lacks, filepath.Join(b.at.state, logFile))
 			return nil
 		case <-tick.C:
 		}

@@ -44,9 +44,9 @@ type reply struct {
 	err  error
 }
 
-// Open makes the namespaces. argv is the program for Start. An error that Is
-// ErrNotAllowed says that this user may not make them here.
-func Open(argv []string) (*Box, error) {
+// Open makes the namespaces. argv and env are the program's, for Start. An error that
+// Is ErrNotAllowed says that this user may not make them here.
+func Open(argv, env []string) (*Box, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("run: find this program: %w", err)
@@ -60,7 +60,7 @@ func Open(argv []string) (*Box, error) {
 	defer theirs.Close()
 	cmd, err := contain(func() *exec.Cmd {
 		cmd := exec.Command(exe, append([]string{Command, "--"}, argv...)...)
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = os.Stdin, os.Stdout, os.Stderr, env
 		cmd.ExtraFiles = []*os.File{theirs}
 		return cmd
 	})
