@@ -33,6 +33,7 @@ const (
 type ownStack interface {
 	services.Network
 	DialContext(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	Unsent() bool // a connection that was closed here has bytes that the peer does not have
 }
 
 // openDevice opens the device that the configuration asks for.

@@ -177,14 +177,20 @@ func (n *Node) build(sec *secrets, conn natt.PacketConn) {
 
 // Run carries traffic until ctx ends, and returns when every goroutine has
 // ended and device, socket and store are closed. It returns nil after an
-// orderly stop. The order of the stop: goodbye to peers and servers, then
+// orderly stop. The order of the stop: services and the proxy begin nothing new, and
+// what is under way gets services.DrainTime to end; goodbye to peers and servers; then
 // socket and device are closed, so that the readers return; then the store.
 func (n *Node) Run(ctx context.Context) error {
 	if !n.running.CompareAndSwap(false, true) {
 		return Errorf(CodeInternal, "the node runs already")
 	}
 	defer n.closeAll()
-	g, ctx := errgroup.WithContext(ctx)
+	asked, stop := context.WithCancel(ctx)
+	defer stop()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, ctx := errgroup.WithContext(life)
+	defer context.AfterFunc(ctx, stop)()
 	l := n.loop
 	l.jobs = jobs{ctx: ctx, start: func(f func()) { g.Go(func() error { f(); return nil }) }}
 	l.begin(n.cfg.Servers, n.cfg.Takeover)
@@ -199,9 +205,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return l.outbox.run(ctx) })
 	g.Go(func() error { return l.runHeads(ctx) })
 	g.Go(func() error { n.publishNames(ctx); return nil })
-	g.Go(func() error { n.serving.group.Run(ctx); return nil })
 	g.Go(func() error { return n.mapPort(ctx) })
-	g.Go(func() error { return n.runProxy(ctx) })
+	n.serve(asked, g, end)
 	if changes := n.cfg.Underlay.Changes(ctx); changes != nil {
 		g.Go(func() error { return n.watchNetwork(ctx, changes) })
 	}

@@ -12,8 +12,9 @@ import (
 	"github.com/pilotnet/pilot/ipam"
 )
 
-// drainTime is what requests get to end when a service stops.
-const drainTime = 2 * time.Second
+// DrainTime is what requests and connections under way get to end when the agent
+// stops. Then they are cut.
+const DrainTime = 2 * time.Second
 
 // ServeHTTP answers on l until ctx ends, and returns when no connection is left.
 // The error says why it ended by itself.
@@ -21,7 +22,7 @@ func ServeHTTP(ctx context.Context, l net.Listener, s *http.Server) error {
 	down := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(down)
-		drain, cancel := context.WithTimeout(context.Background(), drainTime)
+		drain, cancel := context.WithTimeout(context.Background(), DrainTime)
 		defer cancel()
 		if s.Shutdown(drain) != nil {
 			s.Close()

@@ -25,6 +25,7 @@ type Listener struct {
 	conns   map[*Conn]struct{}
 	perPeer map[Peer]int
 	shut    bool
+	drained chan struct{} // closed when the last of conns goes; nil: nobody waits for it
 }
 
 // Listen opens a TCP listener on the agent's address. admit decides on each
@@ -89,6 +90,7 @@ func (c *Conn) Close() error {
 		if l.perPeer[c.Peer]--; l.perPeer[c.Peer] <= 0 {
 			delete(l.perPeer, c.Peer)
 		}
+		l.tellDrained()
 	})
 	return c.Conn.Close()
 }
@@ -115,6 +117,35 @@ func (l *Listener) Recheck() {
 		if _, ok := c.Whois(); !ok {
 			Reset(c)
 		}
+	}
+}
+
+// Drain accepts no more connections, and returns when all that came have ended, or ctx
+// has. Those that are left go on until Shut.
+func (l *Listener) Drain(ctx context.Context) {
+	l.mu.Lock()
+	if l.drained == nil {
+		l.drained = make(chan struct{})
+	}
+	done := l.drained
+	l.tellDrained()
+	l.mu.Unlock()
+	l.Listener.Close()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// tellDrained wakes Drain when no connection is left. The caller holds mu.
+func (l *Listener) tellDrained() {
+	if l.drained == nil || len(l.conns) > 0 {
+		return
+	}
+	select {
+	case <-l.drained:
+	default:
+		close(l.drained)
 	}
 }
 

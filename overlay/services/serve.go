@@ -11,15 +11,14 @@ import (
 )
 
 // Serve calls handle for each connection in a goroutine of its own and closes
-// the connection after it. It returns when ctx ends or the listener fails, after
-// the last handler. A handler that panics takes its own connection with it and
-// nothing else.
+// the connection after it. It returns after the last handler, when ctx has ended, which
+// closes all connections, or the listener accepts no more. A handler that panics takes
+// its own connection with it and nothing else.
 func Serve(ctx context.Context, l *Listener, handle func(context.Context, *Conn)) error {
-	var handlers sync.WaitGroup
-	defer handlers.Wait()
-	defer l.Shut()
 	stop := context.AfterFunc(ctx, l.Shut)
 	defer stop()
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
 	for wait := time.Duration(0); ; {
 		c, err := l.Accept()
 		switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -154,6 +155,19 @@ func (s *Stack) Write(p []tun.Packet) error {
 		}
 	}
 	return first
+}
+
+// Unsent says whether a connection was closed here whose end the other side has not
+// acknowledged.
+func (s *Stack) Unsent() bool {
+	for _, e := range s.stack.CleanupEndpoints() {
+		switch t, ok := e.(*tcp.Endpoint); {
+		case !ok:
+		case slices.Contains([]tcp.EndpointState{tcp.StateFinWait1, tcp.StateLastAck, tcp.StateClosing}, t.EndpointState()):
+			return true
+		}
+	}
+	return false
 }
 
 // Close implements tun.Device. Connections and listeners of the stack end, those

@@ -27,26 +27,33 @@ const (
 
 type connKey struct{}
 
-// serveHTTP answers on l until that is shut.
-func (p *publication) serveHTTP(l *services.Listener) {
+// server makes the server of an HTTP publication.
+func (p *publication) server(h http.Handler) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	handler := p.handler()
-	s := &http.Server{
-		Handler: handler, Protocols: &protocols,
+	return &http.Server{
+		Handler: h, Protocols: &protocols,
 		ReadHeaderTimeout: headerTime, IdleTimeout: restTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
 		},
 	}
-	if err := s.Serve(l); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+}
+
+// serveHTTP answers on l until that is shut. After s.Shutdown requests under way have
+// until life ends.
+func (p *publication) serveHTTP(life context.Context, l *services.Listener, s *http.Server, x *proxy) {
+	switch err := s.Serve(l); {
+	case errors.Is(err, http.ErrServerClosed):
+		<-life.Done()
+	case !errors.Is(err, net.ErrClosed):
 		p.log.Error("a publication ends", "port", p.rule().Port, "err", err)
 	}
 	s.Close()
 	l.Shut()
-	handler.close()
+	x.close()
 }
 
 // A proxy is the handler of one HTTP publication.

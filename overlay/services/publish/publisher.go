@@ -60,6 +60,7 @@ type Publisher struct {
 	list []*publication // by port
 	env  services.Env   // valid while ctx is not nil and has not ended
 	ctx  context.Context
+	life context.Context // goes on while what is under way when ctx ends may come to its end
 	jobs sync.WaitGroup
 }
 
@@ -72,8 +73,9 @@ type publication struct {
 
 	current  atomic.Pointer[Rule]
 	warning  atomic.Pointer[string]
-	listener *services.Listener // nil: waits for its port; under the Publisher's mu
-	err      error              // why it waits; likewise
+	listener *services.Listener    // nil: waits for its port; under the Publisher's mu
+	finish   func(context.Context) // begins nothing new, and waits for what is under way; likewise
+	err      error                 // why it waits; likewise
 }
 
 // State is one publication as it is now.
@@ -123,10 +125,13 @@ func (*Publisher) Port() uint16 { return 0 }
 
 const retry = 5 * time.Second
 
-// Run implements services.Service. It may be called once.
+// Run implements services.Service. It may be called once. When ctx ends, requests and
+// connections under way get services.DrainTime to end.
 func (p *Publisher) Run(ctx context.Context, env services.Env) error {
+	life, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
 	p.mu.Lock()
-	p.env, p.ctx = env, ctx
+	p.env, p.ctx, p.life = env, ctx, life
 	p.openWaiting()
 	p.mu.Unlock()
 	close(p.ready)
@@ -136,6 +141,8 @@ func (p *Publisher) Run(ctx context.Context, env services.Env) error {
 	for {
 		select {
 		case <-ctx.Done():
+			p.drain()
+			cut()
 			p.mu.Lock()
 			for _, n := range p.list {
 				n.shut()
@@ -147,6 +154,22 @@ func (p *Publisher) Run(ctx context.Context, env services.Env) error {
 			p.mu.Lock()
 			p.openWaiting()
 			p.mu.Unlock()
+		}
+	}
+}
+
+// drain waits for what is under way.
+func (p *Publisher) drain() {
+	ctx, cancel := context.WithTimeout(p.life, services.DrainTime)
+	defer cancel()
+	var all sync.WaitGroup
+	defer all.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range p.list {
+		if n.listener != nil {
+			finish := n.finish
+			all.Go(func() { finish(ctx) })
 		}
 	}
 }
@@ -177,13 +200,21 @@ func (p *Publisher) open(n *publication) error {
 	if n.log == nil {
 		n.log = p.env.Logger
 	}
+	life := p.life
+	if r.Kind == TCP {
+		n.finish = l.Drain
+		p.jobs.Go(func() {
+			defer l.Shut()
+			_ = services.Serve(life, l, n.forward) // ends when the listener is closed
+		})
+		return nil
+	}
+	x := n.handler()
+	s := n.server(x)
+	n.finish = func(ctx context.Context) { _ = s.Shutdown(ctx) } // what it did not wait for is cut
 	p.jobs.Go(func() {
 		defer l.Shut()
-		if r.Kind == TCP {
-			_ = services.Serve(p.ctx, l, n.forward) // ends when the listener is shut
-			return
-		}
-		n.serveHTTP(l)
+		n.serveHTTP(life, l, s, x)
 	})
 	return nil
 }
