@@ -163,8 +163,9 @@ func TestRun(t *testing.T) {
 		}
 	})
 	t.Run("twice", func(t *testing.T) {
-		wantRefusal(t, finish(t, alice.asNobody(t.Context(), "pilotctl", "run", "--", "true")), 7, "alice is up already", "--state-dir")
+		wantRefusal(t, finish(t, alice.asNobody(t.Context(), "pilotctl", "run", "--", "true")), 7, "alice is up already", "run --ephemeral")
 	})
+	t.Run("ephemeral", func(t *testing.T) { testRunEphemeral(t, alice, bob) })
 	fmt.Fprintln(inside.in, "exit 9")
 	if err := inside.cmd.Wait(); inside.cmd.ProcessState.ExitCode() != 9 {
 		t.Errorf("exit 9 became %v: %s", err, &inside.err)
@@ -232,6 +233,47 @@ func testRunEnds(t *testing.T, a *agent) {
 	lines.Scan()
 	if cmd.Wait(); lines.Text() != "got it" || cmd.ProcessState.ExitCode() != 5 {
 		t.Errorf("%q, %v", lines.Text(), cmd.ProcessState)
+	}
+}
+
+// testRunEphemeral: beside the agent that is up, a program has one of its own with
+// nothing but a token. At the end a server knows it no more and nothing of it is left.
+func testRunEphemeral(t *testing.T, a, bob *agent) {
+	made := answer[struct{ Token string }](t, bob, "trust", "invite", "--ports", "8080", "--ttl", "1h", "--name", "guest")
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(made.Token), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for dir := filepath.Dir(file); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		os.Chmod(dir, 0o755)
+	}
+	inside := a.runShell(t, "--ephemeral", "--invite", "file:"+file, "--health", "8087")
+	inside.want("curl -sS -m 20 "+bobURL, strings.TrimSpace(page))
+	inside.want("env | grep -c INVITE", "0")
+	inside.want("pilotctl peers", "bob")
+	contact := inside.do("pilotctl id --json | tr , '\n' | grep contact | cut -d'\"' -f4")
+	dir := inside.do("dirname $PILOT_SOCKET")
+	if contact == a.id(t).Contact || filepath.Dir(dir) == a.lab.dir {
+		t.Errorf("%s in %s is no agent of its own", contact, dir)
+	}
+	// The memory of a process that must not dump is root's.
+	var owner unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/mem", a.process(t, "run\x00--ephemeral")), &owner); err != nil || owner.Uid != 0 {
+		t.Errorf("its memory is open to user %d, %v", owner.Uid, err)
+	}
+	if o := a.run(t, "curl", "-sf", "-m", "5", "http://127.0.0.1:8087/readyz"); o.status != 0 {
+		t.Error(o)
+	}
+	fmt.Fprintln(inside.in, "exit 7")
+	if inside.cmd.Wait(); inside.cmd.ProcessState.ExitCode() != 7 {
+		t.Errorf("%v: %s", inside.cmd.ProcessState, &inside.err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("%s is left", dir)
+	}
+	bob.refused(t, 4, []string{"knows no agent"}, "trust", "request", contact, "--reason", "is it gone?")
+	if s := a.status(t); s.State != "ready" {
+		t.Errorf("the agent that was up is %s", s.State)
 	}
 }
 

@@ -73,7 +73,7 @@ func TestUserspace(t *testing.T) {
 	bob.up(t, s)
 	carol.up(t, s)
 	trust(t, alice, bob, "7,1001-1003,8080", "--offer", "7,80")
-	trust(t, carol, bob, "8080")
+	trust(t, carol, bob, "8080,8090")
 	site := l.website(t, "b1", "[::]:8080", size)
 	own := l.website(t, "a1", "127.0.0.1:8000", size)
 	direct(t, alice, bob)
@@ -134,7 +134,11 @@ func TestUserspace(t *testing.T) {
 			t.Errorf("doctor: %s", o)
 		}
 	})
-	alice.pilot(t, "down")
+	t.Run("drain in userspace", func(t *testing.T) {
+		alice.pilot(t, "serve", "rm", "80")
+		testDrain(t, alice, bob, "80")
+	})
+	t.Run("drain", func(t *testing.T) { testDrain(t, bob, carol, "8090") })
 	t.Run("a device or nothing", func(t *testing.T) {
 		alice.refused(t, 8, []string{"/dev/net/tun", "hint: "}, "up", "--tun", "pilot0")
 	})
