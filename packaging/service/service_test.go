@@ -74,6 +74,19 @@ func TestUnitsAreHardened(t *testing.T) {
 	}
 }
 
+// A crash of the Go runtime, and the signal of the watchdog, end a program with 2: such an
+// agent has to be started anew.
+func TestCrashesAreRestarted(t *testing.T) {
+	text, err := Systemd(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^RestartPreventExitStatus=(.*)$`).FindStringSubmatch(text)
+	if m == nil || slices.Contains(strings.Fields(m[1]), "2") || !strings.Contains(text, "\nRestart=on-failure\n") {
+		t.Errorf("%q", m)
+	}
+}
+
 // decode reads the value of a property list that d stands before.
 func decode(d *xml.Decoder, start xml.StartElement) (any, error) {
 	switch start.Name.Local {
