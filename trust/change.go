@@ -237,6 +237,7 @@ func (d *draft) nextState() stateRecord {
 	state.Mail = d.mailID
 	if len(d.rel)+len(d.invite) > 0 || d.s.owed != nil {
 		state.Head++ // what the caller keeps here, and what was delivered, can be repeated
+		state.mark(d.s.now())
 	}
 	if floor := max(d.floor, d.s.floor().UnixMilli()); floor > 0 {
 		state.Floor, state.Boot = floor, int64(d.s.cfg.Boot())

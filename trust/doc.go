@@ -146,12 +146,14 @@
 //
 // Whoever puts back an old copy of the state brings back what was revoked since. The
 // store counts every change of a relation or an invite: its head. An agent signs
-// the head (crypto.Head), with a random mark, and leaves it with its home servers and
-// its peers (ShowHead), who keep the one with the highest count and show it back.
-// What an agent sees of itself (SeenHead) must be part of its state's past: its
-// count not above the state's own, and its mark one that the state remembers having
-// made. The last 64 are remembered; older ones are not judged. The mark finds the copy
-// that has gone on and counts as high as the state that was lost.
+// the head (crypto.Head), with a random mark that was drawn with the change, and leaves
+// it with its home servers and its peers (ShowHead), who keep the one with the highest
+// count and show it back. What an agent sees of itself (SeenHead) must be part of its
+// state's past: its count not above the state's own, and its mark one that the state
+// remembers. The last 64 that were shown are remembered, and as many that were not; those
+// before the shown ones are not judged. The mark finds the copy that has gone on and
+// counts as high as the state that was lost. A copy that is as new as the state, on the
+// machine that the key moves to, knows the mark and is not caught.
 //
 // What is not part of the past suspends all trust, durably: peers are Suspended, nothing
 // is asked, granted by rule, used as an invite or sent again; requests wait;

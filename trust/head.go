@@ -10,14 +10,17 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 )
 
-// maxShown is how many of our own heads are remembered. Older ones are not judged.
+// maxShown is how many of our own heads that were shown are remembered, and how many
+// that were not. Those before the shown ones are not judged.
 const maxShown = 64
 
-// A shownHead is a head that others may hold.
+// A shownHead is a head of this state's past. Its mark is drawn with the change that it
+// counts, so a copy of the state that was made after it knows it too.
 type shownHead struct {
 	Count  uint64 `json:"count"`
 	Mark   uint64 `json:"mark"`
 	Millis uint64 `json:"ms"`
+	Untold bool   `json:"untold,omitempty"` // not shown to anybody by this state
 }
 
 // A suspension is why no trust is in force although the store holds some.
@@ -67,14 +70,14 @@ func (s *Store) ShowHead() ([]byte, error) {
 	if s.state.Suspended != nil {
 		return nil, nil
 	}
-	h := shownHead{Count: s.state.Head}
-	if n := len(s.state.Shown); n > 0 && s.state.Shown[n-1].Count == h.Count {
-		h = s.state.Shown[n-1]
-	} else {
-		var b [8]byte
-		rand.Read(b[:])
-		h.Mark, h.Millis = binary.BigEndian.Uint64(b[:]), uint64(max(s.now().UnixMilli(), 0))
-		d.edit = func(state *stateRecord) { state.show(h) }
+	h, ok := s.state.newestHead()
+	if !ok || h.Untold {
+		d.edit = func(state *stateRecord) {
+			if !ok {
+				state.mark(s.now())
+			}
+			h = state.tell()
+		}
 		if err := d.commit(); err != nil {
 			return nil, err
 		}
@@ -82,13 +85,51 @@ func (s *Store) ShowHead() ([]byte, error) {
 	return crypto.Head{Key: s.key, Count: h.Count, Mark: h.Mark, Millis: h.Millis}.Sign(s.cfg.Key)
 }
 
-// show notes a head. What is forgotten to make room is not judged any more.
-func (state *stateRecord) show(h shownHead) {
-	state.Shown = append(slices.Clone(state.Shown), h)
-	if n := len(state.Shown) - maxShown; n > 0 {
-		state.Settled = max(state.Settled, state.Shown[n-1].Count)
-		state.Shown = state.Shown[n:]
+// newestHead is the head of the present count, if it has a mark.
+func (state *stateRecord) newestHead() (h shownHead, ok bool) {
+	if n := len(state.Shown); n > 0 && state.Shown[n-1].Count == state.Head {
+		return state.Shown[n-1], true
 	}
+	return h, false
+}
+
+// mark gives the present count a mark of its own. Only so many that were never shown are
+// remembered: strangers can make many.
+func (state *stateRecord) mark(now time.Time) {
+	var b [8]byte
+	rand.Read(b[:])
+	h := shownHead{Count: state.Head, Mark: binary.BigEndian.Uint64(b[:]), Millis: uint64(max(now.UnixMilli(), 0)), Untold: true}
+	state.Shown = append(slices.Clone(state.Shown), h)
+	untold, oldest := 0, -1
+	for i := range state.Shown {
+		if state.Shown[i].Untold {
+			if untold++; oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	if untold > maxShown {
+		state.Shown = slices.Delete(state.Shown, oldest, oldest+1)
+	}
+}
+
+// tell notes that the newest head is shown. What is forgotten to make room is not judged
+// any more.
+func (state *stateRecord) tell() shownHead {
+	state.Shown = slices.Clone(state.Shown)
+	newest := &state.Shown[len(state.Shown)-1]
+	newest.Untold = false
+	told := 0
+	for i := len(state.Shown) - 1; i >= 0; i-- {
+		if h := state.Shown[i]; !h.Untold {
+			if told++; told > maxShown {
+				state.Settled = max(state.Settled, h.Count)
+				state.Shown = state.Shown[i+1:]
+				break
+			}
+		}
+	}
+	return state.Shown[len(state.Shown)-1]
 }
 
 // knows reports whether a head of ours is part of this state's past, or too old
@@ -121,6 +162,7 @@ func (s *Store) SeenHead(signed []byte, by string) (caught bool, err error) {
 	if !caught {
 		d.edit = func(state *stateRecord) {
 			state.Head, state.Settled, state.Shown = max(state.Head, h.Count), max(state.Settled, h.Count), nil
+			state.mark(s.now())
 		}
 		return false, d.commit()
 	}
@@ -166,6 +208,7 @@ func (s *Store) Resume() error {
 	}
 	d.edit = func(state *stateRecord) {
 		state.Head, state.Settled, state.Shown, state.Suspended = max(state.Head, x.Seen)+1, max(state.Settled, x.Seen), nil, nil
+		state.mark(s.now())
 	}
 	return d.commit()
 }

@@ -150,7 +150,7 @@ type stateRecord struct {
 	Boot   int64            `json:"boot,omitempty"`  // time since boot when the floor was written, nanoseconds
 	Mail   uint64           `json:"mail"`            // last mail ID given out
 	Head   uint64           `json:"head"`            // changes of relations and invites so far
-	Shown  []shownHead      `json:"shown,omitempty"` // the latest heads that others may hold, oldest first
+	Shown  []shownHead      `json:"shown,omitempty"` // the latest heads of this state, oldest first
 
 	Settled   uint64      `json:"settled,omitempty"` // heads up to this count are not judged
 	Suspended *suspension `json:"suspended,omitempty"`
