@@ -19,6 +19,9 @@ func (n *Node) Request(ctx context.Context, o RequestOptions) (TrustResult, erro
 	if err != nil {
 		return TrustResult{}, err
 	}
+	if err := n.loop.inForce(); err != nil {
+		return TrustResult{}, err
+	}
 	card, addr, err := n.cardFor(ctx, o.Contact)
 	if err != nil {
 		return TrustResult{}, err
@@ -187,6 +190,9 @@ func (n *Node) Approve(ctx context.Context, o ApproveOptions) (TrustResult, erro
 		}
 		opt.Ports, opt.All = &s, s.All()
 	}
+	if err := n.loop.inForce(); err != nil {
+		return TrustResult{}, err
+	}
 	p, serr := n.store.Approve(key, opt)
 	if serr != nil {
 		return TrustResult{}, publicError(serr)
@@ -285,6 +291,9 @@ func (n *Node) Invite(_ context.Context, o InviteOptions) (string, error) {
 		fp := ref.Fingerprint
 		opt.For = &fp
 	}
+	if err := n.loop.inForce(); err != nil {
+		return "", err
+	}
 	token, err := n.store.Invite(opt)
 	return token, publicErrorOrNil(err)
 }
@@ -297,6 +306,9 @@ func (n *Node) Accept(ctx context.Context, token, as, offers string) (TrustResul
 	}
 	if err := inv.Check(n.store.Now()); err != nil {
 		return TrustResult{}, publicError(err)
+	}
+	if err := n.loop.inForce(); err != nil {
+		return TrustResult{}, err
 	}
 	_, offer, err := scopes("", offers)
 	if err != nil {

@@ -44,6 +44,15 @@ package overlay
 // goes on decrypting for 10 s. Keys are renewed after 120 s of use or 2^26
 // frames, by the initiator, or 20 s later by the other side.
 //
+// # Two instances
+//
+// A key runs once. Of two instances a home server has the one that started last, and
+// tells the other: that one says goodbye to its peers, who turn to the new one at
+// once, and is silent from then on, towards servers too, whatever happens to its
+// network; it changes no trust but to revoke. A new start alone gives it the place back.
+// A peer's goodbye ends the session that it came in and those before it, not a
+// later one with the new instance.
+//
 // # Firewall
 //
 // Package firewall decides on every inner packet, in both directions. The loop

@@ -37,7 +37,7 @@ const (
 
 // connect begins a handshake, unless one is under way.
 func (l *link) connect(now instant) {
-	if l.try != nil || len(l.slots) == 0 || l.loop.superseded {
+	if l.try != nil || len(l.slots) == 0 || l.loop.superseded.Load() {
 		return
 	}
 	l.try = &attempt{began: now.wall, next: now.wall}

@@ -103,14 +103,17 @@ type homeHead struct {
 // wanted says that the next control channel is to exchange heads.
 func (h *homeHead) wanted() bool { return !h.deaf && (h.due || h.held == 0) }
 
-// exchanged takes the outcome of an exchange.
-func (h *homeHead) exchanged(held uint64, err error) {
+// exchanged takes the outcome of an exchange. A head that became due while it was under way
+// still is.
+func (h *homeHead) exchanged(did controlWork, err error) {
 	var broke *headError
 	switch {
 	case errors.As(err, &broke):
 		h.deaf = true
 	case err == nil:
-		h.due, h.held = false, max(h.held, held)
+		h.held = max(h.held, did.held)
+	default:
+		h.due = h.due || did.headDue
 	}
 }
 

@@ -133,7 +133,7 @@ type home struct {
 	alarm   alarm
 
 	claimed      bool
-	left         bool  // our claim was taken back: nothing is said any more
+	left         bool  // our claim was taken back, or another instance has our place: nothing is said any more
 	refused      error // the server will not have our address: it is not used
 	lastErr      error
 	tlsWarning   string
@@ -189,7 +189,9 @@ func (h *home) advance(now instant) {
 			}
 			h.loop.ask(now, h.host, b)
 		}
-		h.events(now, h.machine.Events())
+		if h.events(now, h.machine.Events()); h.left {
+			return
+		}
 		next = h.machine.Next()
 		if h.machine.Registered() {
 			h.loop.resolve(h.host)
@@ -197,7 +199,7 @@ func (h *home) advance(now instant) {
 	} else {
 		h.loop.resolve(h.host)
 	}
-	if (h.claimDue || h.mailDue || h.head.due && !h.head.deaf) && !h.busy && h.refused == nil && !h.loop.superseded {
+	if (h.claimDue || h.mailDue || h.head.due && !h.head.deaf) && !h.busy && h.refused == nil {
 		if now.wall.Before(h.retry) {
 			if next.IsZero() || h.retry.Before(next) {
 				next = h.retry
@@ -271,17 +273,40 @@ func (l *loop) setSkew(now instant, server time.Time) {
 	}
 }
 
-// supersede stops the tunnels: a younger instance of this key has taken over.
+// supersede stops the tunnels: a younger instance of this key has taken over. Peers
+// are told, so that they turn to it at once; servers hear nothing of us any more, for
+// whatever we said could only win back a place that is not ours.
 func (l *loop) supersede(now instant) {
-	if l.superseded {
+	if l.superseded.Swap(true) {
 		return
 	}
-	l.superseded = true
-	l.log.Error("another instance with this key has taken over; stop it, or run `pilotctl up --takeover` here")
+	l.log.Error("another instance with this key has taken over; this one carries nothing any more", "do", replacedHint)
 	for _, k := range l.links {
+		k.item(itemClose, []byte{closeReplaced})
 		k.disconnect()
 		k.advance(now)
 	}
+	for _, h := range l.servers {
+		h.bye(now)
+		h.left, h.lastErr = true, errReplaced
+		l.alarms.set(&h.alarm, time.Time{})
+	}
+}
+
+const (
+	replacedHere = "another machine runs with the same identity"
+	replacedHint = "pilotctl down there or here; to use this one, pilotctl down, then pilotctl up --takeover"
+)
+
+var errReplaced = errors.New(replacedHere + " and has the place here")
+
+// inForce is an error where another instance of the identity has taken over: what this one
+// asked or granted, the other would not know.
+func (l *loop) inForce() error {
+	if l.superseded.Load() {
+		return Errorf(CodeConflict, replacedHere+", and trust is its to give").WithHint(replacedHint)
+	}
+	return nil
 }
 
 // serverMessage gives a rendezvous server's datagram to whoever waits for it.
@@ -352,8 +377,11 @@ const (
 // and fetches the mail.
 func (h *home) control(now instant) {
 	h.busy = true
-	todo := controlWork{claim: h.claimDue, mail: h.mailDue, head: h.head.wanted()}
+	todo := controlWork{claim: h.claimDue, mail: h.mailDue, head: h.head.wanted(), headDue: h.head.due}
 	h.mailDue = false
+	if todo.head {
+		h.head.due = false
+	}
 	l := h.loop
 	static := l.secrets.registration
 	cfg := l.dialConfig(h.host.server)
@@ -373,6 +401,7 @@ func (h *home) control(now instant) {
 // controlWork is what a control channel is for, and what came of it.
 type controlWork struct {
 	claim, mail, head bool
+	headDue           bool   // head: a new one of ours is to be left
 	held              uint64 // head: what the server keeps
 	warning           string
 }
@@ -419,7 +448,7 @@ func static(c relay.DialConfig) crypto.DHPublic { return c.Static.Public() }
 func (h *home) controlled(now instant, did controlWork, err error) {
 	l := h.loop
 	if did.head {
-		h.head.exchanged(did.held, err)
+		h.head.exchanged(did, err)
 	}
 	switch {
 	case err == nil:

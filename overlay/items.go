@@ -36,6 +36,7 @@ const (
 const (
 	closeRevoked  = 1 // trust was withdrawn
 	closeShutdown = 2 // the agent is going down; trust stands
+	closeReplaced = 3 // another instance of the agent's key has taken over; trust stands
 )
 
 const (

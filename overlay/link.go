@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
@@ -445,7 +446,7 @@ func (l *link) received(now instant, e event) {
 			l.agent.SetOffer(now.wall, o)
 		}
 	case itemClose:
-		l.closed(e.body)
+		l.closed(now, e)
 	case itemPing:
 		if len(e.body) == pingBody && l.active != nil {
 			l.loop.send.item(l.peer, l.over(e.path), appendItem(nil, itemPong, e.body), 0)
@@ -460,11 +461,25 @@ func (l *link) received(now instant, e event) {
 	}
 }
 
-// closed takes the peer's word that it will not answer any more.
-func (l *link) closed(reason []byte) {
+// closed takes the peer's word that it will not answer any more, on this session and on
+// those before it. A later one may be with another instance of the peer, which goes on.
+func (l *link) closed(now instant, e event) {
+	for _, s := range slices.Clone(l.sessions) {
+		if e.entry == nil || s.created < e.entry.created+tieWindow {
+			l.remove(s)
+		}
+	}
+	if l.choose(now); l.active != nil {
+		l.publish()
+		return
+	}
 	l.disconnect()
-	l.gone = "the peer went down"
-	if len(reason) == 1 && reason[0] == closeRevoked {
+	switch {
+	case len(e.body) == 1 && e.body[0] == closeRevoked:
 		l.gone = "the peer withdrew its trust"
+	case len(e.body) == 1 && e.body[0] == closeReplaced:
+		l.gone = "the peer runs on another machine now"
+	default:
+		l.gone = "the peer went down"
 	}
 }

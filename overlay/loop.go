@@ -66,7 +66,7 @@ type loop struct {
 	candidates []natt.Candidate
 	version    uint64        // of policies
 	skew       time.Duration // server's clock minus ours, where ours is plainly wrong
-	superseded bool
+	superseded atomic.Bool   // another instance of this key has taken over
 	minute     alarm
 	live       int // sessions in the table
 	outbox     *outbox
@@ -223,7 +223,7 @@ func (l *loop) knocked(now instant, e event) *link {
 			continue
 		}
 		k := l.links[c.peer]
-		if k == nil || l.superseded {
+		if k == nil || l.superseded.Load() {
 			break
 		}
 		slot := k.slot(c.slot)

@@ -94,6 +94,10 @@ func (o *outbox) deliver(ctx context.Context) (empty bool) {
 		if ctx.Err() != nil {
 			return false
 		}
+		if o.loop.superseded.Load() && m.Kind != trust.KindRevoke {
+			empty = false // the other instance speaks for the key
+			continue
+		}
 		reached := false
 		for _, s := range m.Card.Servers {
 			if err := o.put(ctx, s, m); err != nil {

@@ -31,8 +31,15 @@ type offClock struct {
 
 func (c offClock) Now() time.Time { return time.Now().Add(c.off) }
 
-// agentWith starts a node with a public address and settings of its own.
+// agentWith starts a node with a public address and settings of its own, and waits until it
+// is at home.
 func (w *world) agentWith(name string, set func(*Config)) *agent {
+	a := w.launch(name, set)
+	a.registered()
+	return a
+}
+
+func (w *world) launch(name string, set func(*Config)) *agent {
 	a := &agent{t: w.t, dir: w.t.TempDir()}
 	a.router = w.net.NAT(natlab.Full, netip.AddrFrom4([4]byte{203, 0, 113, byte(10 + len(w.agents))}))
 	a.host = a.router.Host(fmt.Sprint(name, len(w.agents)))
@@ -46,7 +53,6 @@ func (w *world) agentWith(name string, set func(*Config)) *agent {
 	a.dir = a.cfg.StateDir
 	a.start()
 	w.agents = append(w.agents, a)
-	a.registered()
 	return a
 }
 
@@ -54,6 +60,21 @@ func (w *world) agentWith(name string, set func(*Config)) *agent {
 func pair(t testing.TB) (w *world, alice, bob *agent) {
 	w = newWorld(t)
 	return w, w.agentWith("alice", nil), w.agentWith("bob", nil)
+}
+
+// friends is a world in which alice and bob trust each other.
+func friends(t testing.TB) (w *world, alice, bob *agent) {
+	w, alice, bob = pair(t)
+	alice.befriends(bob)
+	return w, alice, bob
+}
+
+// befriends makes a pair of two strangers.
+func (a *agent) befriends(b *agent) {
+	a.t.Helper()
+	a.asks(b, RequestOptions{})
+	b.approves(a)
+	agree(a, b)
 }
 
 func (a *agent) asks(b *agent, o RequestOptions) {
@@ -141,6 +162,14 @@ func apart(a, b *agent) {
 		if p, ok := x[0].store.Peer(x[1].key()); ok && p.State == trust.Active {
 			a.t.Fatalf("%s trusts %s", x[0].cfg.Name, x[1].cfg.Name)
 		}
+	}
+	silent(a, b)
+}
+
+// silent wants nothing to pass.
+func silent(a, b *agent) {
+	a.t.Helper()
+	for _, x := range [][2]*agent{{a, b}, {b, a}} {
 		before := x[1].device.Waiting()
 		x[0].send(x[1], 8888, 64)
 		pass(2 * time.Second)
@@ -326,11 +355,8 @@ func TestTrustBothInitiate(t *testing.T) {
 // is asked for again, and the other side sees what happened.
 func TestTrustReinstalledKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
+		w, alice, bob := friends(t)
 		defer w.close()
-		alice.asks(bob, RequestOptions{})
-		bob.approves(alice)
-		agree(alice, bob)
 		was := bob.slots(alice)[0]
 		alice.stop()
 		alice.dir = t.TempDir()
@@ -354,183 +380,11 @@ func TestTrustReinstalledKey(t *testing.T) {
 	})
 }
 
-// A week of absence: mail waits for seven days, a pair for ever.
-func TestTrustWeekAway(t *testing.T) {
-	if raceEnabled && os.Getenv("PILOT_HOSTILE") == "" {
-		t.Skip("three weeks of virtual time take the race detector too long")
-	}
-	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
-		defer w.close()
-		bob.stop()
-		alice.asks(bob, RequestOptions{Contact: alice.contactOf(bob)})
-		eventually(t, "the request is at the server", func() bool { return len(alice.store.Outbox()) == 0 })
-		alice.stop()
-		pass(8 * 24 * time.Hour)
-		bob.start()
-		bob.registered()
-		pass(time.Minute)
-		if n := len(bob.Pending()); n != 0 {
-			t.Errorf("%d requests after eight days", n)
-		}
-		alice.start()
-		alice.registered()
-		alice.asks(bob, RequestOptions{}) // the same once more is the stored one
-		bob.stop()
-		pass(6 * 24 * time.Hour)
-		bob.start()
-		bob.approves(alice)
-		agree(alice, bob)
-		alice.stop()
-		pass(7 * 24 * time.Hour)
-		alice.start()
-		passes(alice, bob)
-		agree(alice, bob)
-	})
-}
-
-// Either clock is off by a day, at 1970 or at 2046: both sides agree, and packets pass.
-func TestTrustClocks(t *testing.T) {
-	at := func(year int) time.Duration {
-		return time.Date(year, 1, 2, 0, 0, 0, 0, time.UTC).Sub(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC))
-	}
-	for name, off := range map[string]time.Duration{
-		"a day behind": -24 * time.Hour, "a day ahead": 24 * time.Hour, "1970": at(1970), "2046": at(2046),
-	} {
-		for _, who := range []string{"alice", "bob"} {
-			t.Run(name+" "+who, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t)
-					defer w.close()
-					set := func(c *Config) {
-						if c.Name == who {
-							c.Clock = offClock{labClock{time.Now()}, off}
-						}
-					}
-					alice, bob := w.agentWith("alice", set), w.agentWith("bob", set)
-					var ttl time.Duration
-					if off.Abs() <= 24*time.Hour {
-						ttl = 30 * 24 * time.Hour
-					}
-					alice.asks(bob, RequestOptions{TTL: ttl})
-					bob.approves(alice)
-					agree(alice, bob)
-					pass(3 * time.Minute) // new keys
-					agree(alice, bob)
-					if ttl != 0 && (alice.peer("bob").Expires == nil || bob.peer("alice").Expires == nil) {
-						t.Error("the trust does not end")
-					}
-				})
-			})
-		}
-	}
-}
-
-// A request of limited life from a clock at 1970 is long over for the receiver: it
-// asks nobody, and both sides stay strangers.
-func TestTrustClockTooFarForExpiry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.close()
-		alice := w.agentWith("alice", func(c *Config) { c.Clock = offClock{labClock{time.Now()}, -30 * 365 * 24 * time.Hour} })
-		bob := w.agentWith("bob", nil)
-		alice.asks(bob, RequestOptions{TTL: time.Hour})
-		pass(5 * time.Minute)
-		if len(bob.Pending()) != 0 || len(alice.Outgoing()) != 1 {
-			t.Errorf("%d wait at bob, %d at alice", len(bob.Pending()), len(alice.Outgoing()))
-		}
-		apart(alice, bob)
-	})
-}
-
-// The server is down when the request, and when the grant, is to go out.
-func TestTrustServerRestarted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
-		defer w.close()
-		restart := func() { w.stop(); pass(time.Minute); w.startServer() }
-		bob.stop()
-		alice.asks(bob, RequestOptions{Contact: alice.contactOf(bob)})
-		eventually(t, "the request is at the server", func() bool { return len(alice.store.Outbox()) == 0 })
-		restart()
-		bob.start()
-		bob.waiting(1)
-		w.stop()
-		bob.approves(alice)
-		pass(10 * time.Minute)
-		if len(bob.store.Outbox()) != 1 {
-			t.Errorf("%d mails wait", len(bob.store.Outbox()))
-		}
-		w.startServer()
-		pass(10 * time.Minute) // the outbox asks again after five
-		agree(alice, bob)
-	})
-}
-
-// The server loses all: agents claim again by themselves, live pairs do not notice, and
-// what was lost in its mailbox can be asked again.
-func TestTrustServerWiped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
-		defer w.close()
-		carol := w.agentWith("carol", nil)
-		alice.asks(bob, RequestOptions{})
-		bob.approves(alice)
-		agree(alice, bob)
-		carol.stop()
-		alice.asks(carol, RequestOptions{Contact: alice.contactOf(carol)})
-		eventually(t, "the request is at the server", func() bool { return len(alice.store.Outbox()) == 0 })
-		done := make(chan result)
-		alice.pathTo("bob", "direct")
-		go func() { done <- stream(alice, bob, 2000, 10*time.Millisecond) }()
-		pass(time.Second)
-		w.stop()
-		w.store = rendezvous.NewMemoryStore()
-		w.startServer()
-		if r := <-done; r.lost != 0 || r.twice != 0 {
-			t.Errorf("%+v", r)
-		}
-		carol.start()
-		carol.registered()
-		pass(time.Minute)
-		if n := len(carol.Pending()); n != 0 {
-			t.Fatalf("%d requests out of an empty server", n)
-		}
-		alice.registered()
-		alice.asks(carol, RequestOptions{})
-		carol.approves(alice)
-		agree(alice, carol)
-		agree(alice, bob)
-	})
-}
-
-// The first home server is dead: request and grant go by the second.
-func TestTrustSecondServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.close()
-		x := w.another()
-		defer x.stop()
-		both := func(c *Config) { c.Servers = []crypto.Server{w.serverRef(), x.serverRef()} }
-		alice, bob := w.agentWith("alice", both), w.agentWith("bob", both)
-		eventually(t, "both are at home on both", func() bool { return alice.ID().Claimed && bob.ID().Claimed })
-		w.net.Cut(w.server, nil)
-		s := x.serverRef()
-		contact := ipam.Contact{Addr: bob.cfg.Identity.Addr(), Fingerprint: bob.key().Fingerprint(), Host: s.Host, Port: s.Port}
-		alice.asks(bob, RequestOptions{Contact: contact.String()})
-		bob.approves(alice)
-		agree(alice, bob)
-	})
-}
-
 // The pair gets new secrets while packets flow: none is lost, and the old ones go.
 func TestTrustRenewedUnderTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
+		w, alice, bob := friends(t)
 		defer w.close()
-		alice.asks(bob, RequestOptions{})
-		bob.approves(alice)
-		agree(alice, bob)
 		alice.pathTo("bob", "direct")
 		was := alice.slots(bob)[0]
 		done := make(chan result)
@@ -580,54 +434,6 @@ func TestTrustPetnameClash(t *testing.T) {
 		if p := bob.peer("alice"); p.Fingerprint != fp || bob.peer("other").Fingerprint != mallory.ID().Fingerprint {
 			t.Errorf("%+v", bob.Peers())
 		}
-	})
-}
-
-// An invite that names its guest is of no use to a thief. One that does not lets the
-// thief in, once, and the guest's own use tells both that it was stolen.
-func TestTrustInviteStolen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, alice, bob := pair(t)
-		defer w.close()
-		mallory := w.agentWith("mallory", nil)
-		take := func(a *agent, token string) {
-			t.Helper()
-			if _, err := a.Accept(timeout(t), token, "", "7"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		bound, err := bob.Invite(timeout(t), InviteOptions{Ports: "7", TTL: time.Hour, For: alice.ID().Fingerprint})
-		if err != nil {
-			t.Fatal(err)
-		}
-		take(mallory, bound)
-		bob.waiting(1)
-		apart(mallory, bob)
-		take(alice, bound)
-		agree(alice, bob)
-		if err := bob.Reject(timeout(t), "mallory"); err != nil {
-			t.Fatal(err)
-		}
-		if err := bob.Revoke(timeout(t), "alice"); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "alice hears of it", func() bool { return len(alice.Peers()) == 0 })
-
-		open, err := bob.Invite(timeout(t), InviteOptions{Ports: "7", TTL: time.Hour})
-		if err != nil {
-			t.Fatal(err)
-		}
-		take(mallory, open)
-		agree(mallory, bob)
-		take(alice, open)
-		bob.waiting(1)
-		apart(alice, bob)
-		if err := bob.Block(timeout(t), "mallory"); err != nil {
-			t.Fatal(err)
-		}
-		bob.approves(alice)
-		agree(alice, bob)
-		apart(mallory, bob)
 	})
 }
 

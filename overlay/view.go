@@ -106,7 +106,7 @@ func joined(list ...feature) string {
 }
 
 func (l *loop) state(servers []ServerStatus) string {
-	if l.superseded {
+	if l.superseded.Load() {
 		return "conflict"
 	}
 	if len(servers) == 0 {
@@ -134,7 +134,7 @@ func (l *loop) serverStatus(now instant) []ServerStatus {
 			s.Observed = a.String()
 		}
 		switch {
-		case h.refused != nil:
+		case h.refused != nil || l.superseded.Load():
 			s.State = "refused"
 		case h.machine.Registered():
 			s.State = "registered"
@@ -200,6 +200,9 @@ func (l *loop) peerView(now instant, b trust.Peer) Peer {
 		}
 	} else if k.try != nil && p.Note == "" {
 		p.Note = "connecting"
+	}
+	if l.superseded.Load() {
+		p.Note = replacedHere
 	}
 	return p
 }
@@ -293,6 +296,9 @@ func (n *Node) Ping(ctx context.Context, who string, seq int) (Pong, error) {
 			return Pong{}, Errorf(CodeNotTrusted, "trust with %s is suspended: this state is older than what others were told", who).WithHint(suspendedHint)
 		}
 		return Pong{}, Errorf(CodeNotTrusted, "trust with %s has expired", who).WithHint("ask again: pilotctl trust request %s", who)
+	}
+	if err := n.loop.inForce(); err != nil {
+		return Pong{}, err
 	}
 	w := &ping{key: key, done: make(chan Pong, 1), seq: seq}
 	var token [pingBody]byte

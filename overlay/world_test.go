@@ -48,6 +48,7 @@ type agent struct {
 	device *tuntest.Channel
 	dir    string
 	cfg    Config
+	begin  func(*Node) // nil, or what is changed in a node before it runs
 	stop   func()
 }
 
@@ -145,6 +146,9 @@ func (a *agent) start() {
 		a.t.Fatal(err)
 	}
 	a.Node = n
+	if a.begin != nil {
+		a.begin(n)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
