@@ -12,7 +12,7 @@ SOAK       ?= 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PLATFORMS   = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 
-.PHONY: release reproducible build test race plain allocs vet lint cross hostile fuzz nightly nat scale bench soak soak-hour latency demo clean
+.PHONY: release reproducible packages build test race plain allocs vet lint cross hostile fuzz nightly nat scale bench soak soak-hour latency demo clean
 
 # One static binary. The same source gives the same bytes.
 build:
@@ -115,6 +115,12 @@ release:
 # The last commit, built twice in different places: the same bytes.
 reproducible:
 	$(GO) run ./packaging/release -reproducible
+
+# What was released, installed, upgraded, removed and run by a systemd of its own: root,
+# debootstrap, systemd-container and rpm; lintian where it is there. PILOT_DEBIAN may name a
+# root with systemd that is there already.
+packages: release
+	PILOT_PACKAGES=dist/release $(GO) test -count=1 -v -timeout 30m -run '^TestPackages$$' ./packaging/release
 
 demo: build
 	./pilotctl demo

@@ -1,29 +1,23 @@
 #!/bin/sh
 # Installs, upgrades, removes and purges the deb in a root of Debian's own:
 #
-#	packaging/package/debtest.sh DEB [ROOT]
+#	packaging/package/debtest.sh OLD.deb NEW.deb ROOT
 #
-# Needs root, dpkg-deb and, where ROOT is not there yet, debootstrap and a mirror.
-# The root is used in a mount namespace; what was in it before stays.
+# Needs root. ROOT is what debootstrap makes (--variant=minbase will do); nothing is
+# written to it.
 set -eu
-
-deb=$(realpath "$1")
-root=${2:-$(mktemp -d)/root}
-[ -e "$root/bin/sh" ] || debootstrap --variant=minbase bookworm "$root" >&2
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp "$deb" "$work/new.deb"
-# The release before: the same with a lower version.
-dpkg-deb -R "$deb" "$work/old"
-sed -i 's/^Version: .*/Version: 0.0.1/' "$work/old/DEBIAN/control"
-dpkg-deb -b "$work/old" "$work/old.deb" >/dev/null
-rm -rf "$work/old"
+cp "$1" "$work/old.deb"
+cp "$2" "$work/new.deb"
 cat >"$work/steps" <<'STEPS'
 set -eu
 fail() { echo "FAILED: $*" >&2; exit 1; }
-echo "== install 0.0.1"
+version() { dpkg-query -W -f '${Version}' pilot; }
+echo "== install"
 dpkg -i /debtest/old.deb
+old=$(version)
 [ -x /usr/bin/pilotctl ] || fail "no program"
 getent group pilot || fail "no group"
 [ -f /usr/lib/systemd/system/pilot.service ] || fail "no unit"
@@ -39,10 +33,10 @@ id=$(sha256sum /var/lib/pilot/identity)
 
 echo "== upgrade"
 dpkg -i /debtest/new.deb
-[ "$(dpkg-query -W -f '${Version}' pilot)" != 0.0.1 ] || fail "still the old version"
+dpkg --compare-versions "$(version)" gt "$old" || fail "$(version) after $old"
 [ "$(sha256sum /var/lib/pilot/identity)" = "$id" ] || fail "upgrading changed the identity"
 [ ! -S /run/pilot/pilot.sock ] || fail "upgrading started a daemon"
-dpkg -V pilot || fail "files are not as packaged"
+[ -z "$(dpkg -V pilot | grep -v /usr/share/doc/ | grep -v /usr/share/man/)" ] || fail "files are not as packaged: $(dpkg -V pilot)"
 
 echo "== install again"
 dpkg -i /debtest/new.deb
@@ -59,9 +53,12 @@ dpkg -P pilot
 ! getent group pilot || fail "the group remains after purge"
 echo "== all well"
 STEPS
-root=$root work=$work unshare --mount --pid --fork sh -eu -c '
+root=$(realpath "$3") work=$work unshare --mount --pid --fork sh -eu -c '
 	mount --make-rprivate /
-	mkdir -p "$root/debtest"
-	mount --bind "$work" "$root/debtest"
-	mount -t proc proc "$root/proc"
-	exec chroot "$root" /bin/sh /debtest/steps'
+	mount -t tmpfs none /mnt
+	mkdir /mnt/upper /mnt/work /mnt/root
+	mount -t overlay -o "lowerdir=$root,upperdir=/mnt/upper,workdir=/mnt/work" none /mnt/root
+	mkdir -p /mnt/root/debtest
+	mount --bind "$work" /mnt/root/debtest
+	mount -t proc proc /mnt/root/proc
+	exec chroot /mnt/root /bin/sh /debtest/steps'

@@ -10,7 +10,8 @@
 // The tests with programs of others run on one Ethernet of namespaces instead and
 // need no natlab.sh. npm packages of testdata/clients are looked for in
 // PILOT_CLIENTS, a directory outside the tree where .ci/run has "npm ci" put
-// them; PILOT_REQUIRE_TOOLS=1 makes a missing package or program a failure.
+// them; TestContainer needs runc or crun. PILOT_REQUIRE_TOOLS=1 makes a missing package
+// or program a failure.
 //
 // Each test has a lab of its own and all run at the same time. Every agent has a
 // private /etc/hosts; the machine's is never touched. Agents have the identities
