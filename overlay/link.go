@@ -39,6 +39,7 @@ type link struct {
 	acked   time.Duration // when we last sent for the sake of being heard
 	busy    time.Duration // when user data last flowed
 	heard   bool          // the peer sent last
+	unsure  time.Duration // since when the path in use does not answer; 0: it does, or data comes
 	doubted time.Duration // when the relays were last asked
 	hush    hush
 	gone    string // why the peer is believed away, for status
@@ -72,9 +73,12 @@ const (
 	retireAfter    = 10 * time.Second
 	// Two sessions this close were begun by both sides at once. Later ones are of a
 	// peer that has lost the one before: it was started anew.
-	tieWindow       = time.Second
-	tickEvery       = 100 * time.Millisecond
-	ackAfter        = 200 * time.Millisecond
+	tieWindow = time.Second
+	tickEvery = 100 * time.Millisecond
+	ackAfter  = 200 * time.Millisecond
+	// A peer that was started anew is silent on every path, and to give the last of
+	// them up takes seconds.
+	restartedAfter  = 500 * time.Millisecond
 	sleepAfter      = 5 * time.Second
 	responderRekeys = crypto.RekeyAfterTime + 20*time.Second // if the initiator has not
 	legsUsed        = 2
@@ -276,6 +280,12 @@ func (l *link) tick(now instant) {
 	rx, tx := l.rxPackets.Load(), l.txPackets.Load()
 	received, sent := rx != l.rx, tx != l.tx
 	l.rx, l.tx = rx, tx
+	if received {
+		l.unsure = 0
+	} else if l.unsure != 0 && now.boot-l.unsure >= restartedAfter {
+		l.unsure = 0
+		l.connect(now)
+	}
 	if l.hush.fell(received, sent) {
 		l.doubt(now)
 	}
@@ -395,6 +405,12 @@ func (l *link) act(now instant, a *natt.Action) {
 	case natt.ActPunch:
 		l.loop.open(a.Path, a.TTL)
 	case natt.ActUse:
+		switch same := l.use.Path == a.Path; {
+		case same && a.Also.Relayed():
+			l.unsure = now.boot
+		case same:
+			l.unsure = 0
+		}
 		l.use = *a
 		l.publish()
 		l.remember(a.Path)
