@@ -23,6 +23,7 @@ import (
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 func TestMain(m *testing.M) {
@@ -155,8 +156,8 @@ func (r *rig) fault(text string) services.Error {
 func (r *rig) tree() []string {
 	var list []string
 	filepath.WalkDir(r.dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
-			rel, _ := filepath.Rel(r.dir, path)
+		rel, _ := filepath.Rel(r.dir, path)
+		if err == nil && !d.IsDir() && rel != disk.SchemaFile {
 			list = append(list, rel)
 		}
 		return err
