@@ -31,7 +31,7 @@
 // answers and in announcements to 224.0.0.1:5350, and the rule is that of RFC 6887 section 8.5. One protocol that
 // notices makes the others ask. This is believed once a minute at most, for announcements can be forged. If Kick or the
 // look at the route once a minute finds another gateway, another address or another port of ours, the old mappings are
-// withdrawn and new ones made at the same time. At the end of Run all are withdrawn, in two seconds at most.
+// withdrawn and new ones made at the same time. At the end of Run all are withdrawn, in less than half a second.
 //
 // # Whom we believe
 //

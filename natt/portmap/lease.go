@@ -18,6 +18,7 @@ const (
 	firstWait   = 250 * time.Millisecond // doubles with each repetition, as in RFC 6886 section 3.1
 	askTries    = 5
 	leaveTries  = 3
+	leaveWait   = 100 * time.Millisecond // between them: nobody who stops waits for seconds
 	silentPause = 10 * time.Minute // before a gateway that said nothing is asked again
 	errorPause  = 30 * time.Minute // the same after a refusal that names no time
 	leastPause  = 30 * time.Second
@@ -145,6 +146,9 @@ func (l *lease) send(now time.Time, life time.Duration) {
 	}
 	l.out = append(l.out, l.wire.ask(wish, life)...)
 	l.at = now.Add(firstWait << l.tries)
+	if life == 0 {
+		l.at = now.Add(leaveWait)
+	}
 	l.tries++
 }
 

@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,9 +14,9 @@ import (
 )
 
 // testDrain: an agent that is told to end begins nothing new, lets what is under way
-// come to its end, to the last byte, and after two seconds cuts what is left.
+// come to its end, to the last byte, then cuts what is left, and is gone after two seconds.
 func testDrain(t *testing.T, server, client *agent, port string) {
-	const size = 8 * mebibyte
+	const size = 2 * mebibyte
 	started, finish := make(chan string, 2), make(chan struct{})
 	mux := http.NewServeMux()
 	begin := func(w http.ResponseWriter, r *http.Request) {
@@ -65,10 +67,20 @@ func testDrain(t *testing.T, server, client *agent, port string) {
 	if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
 		t.Errorf("what was under way came with other bytes: %s", got)
 	}
-	t.Logf("8 MiB were brought to their end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
-	within(t, 10*time.Second, "the daemon is gone", func() bool { return syscall.Kill(pid, 0) != nil })
-	t.Logf("the daemon ended %v after SIGTERM", time.Since(told).Round(time.Millisecond))
+	t.Logf("2 MiB were brought to their end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
+	within(t, 10*time.Second, "the daemon is gone", func() bool { return ended(pid) })
+	took := time.Since(told)
+	t.Logf("the daemon ended %v after SIGTERM", took.Round(time.Millisecond))
+	if took > 5*time.Second { // of a busy machine
+		t.Error("that is not two seconds")
+	}
 	if endless.Wait() == nil {
 		t.Error("a request without an end came to one")
 	}
+}
+
+// ended says whether a process has, whose parent need not have been told.
+func ended(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(text), ") Z ")
 }
