@@ -19,8 +19,8 @@ const (
 	askTries    = 5
 	leaveTries  = 3
 	leaveWait   = 100 * time.Millisecond // between them: nobody who stops waits for seconds
-	silentPause = 10 * time.Minute // before a gateway that said nothing is asked again
-	errorPause  = 30 * time.Minute // the same after a refusal that names no time
+	silentPause = 10 * time.Minute       // before a gateway that said nothing is asked again
+	errorPause  = 30 * time.Minute       // the same after a refusal that names no time
 	leastPause  = 30 * time.Second
 	resetJitter = time.Second // all clients of a gateway that restarted ask again at once
 	resetPause  = time.Minute // announcements can be forged: they make us ask no more often than this
