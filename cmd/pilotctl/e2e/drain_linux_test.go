@@ -16,7 +16,7 @@ import (
 // testDrain: an agent that is told to end begins nothing new, lets what is under way
 // come to its end, to the last byte, then cuts what is left, and is gone after two seconds.
 func testDrain(t *testing.T, server, client *agent, port string) {
-	const size = 2 * mebibyte
+	const size = mebibyte / 2
 	started, finish := make(chan string, 2), make(chan struct{})
 	mux := http.NewServeMux()
 	begin := func(w http.ResponseWriter, r *http.Request) {
@@ -67,7 +67,7 @@ func testDrain(t *testing.T, server, client *agent, port string) {
 	if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
 		t.Errorf("what was under way came with other bytes: %s", got)
 	}
-	t.Logf("2 MiB were brought to their end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
+	t.Logf("half a MiB was brought to their end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
 	within(t, 10*time.Second, "the daemon is gone", func() bool { return ended(pid) })
 	took := time.Since(told)
 	t.Logf("the daemon ended %v after SIGTERM", took.Round(time.Millisecond))
