@@ -70,7 +70,7 @@ func (p *program) publish(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	run := &publishing{eventPlace: at, patience: c.Duration("patience"), stored: func(int) error { return nil },
+	run := &publishing{eventPlace: at, numbered: lines, patience: c.Duration("patience"), stored: func(int) error { return nil },
 		like: events.Message{Topic: place.topic, QoS: qos, Retain: c.Bool("retain"), ContentType: c.String("type")}}
 	var source <-chan piece
 	if lines {

@@ -14,6 +14,7 @@ import (
 type publishing struct {
 	*eventPlace
 	like     events.Message // but for the payload
+	numbered bool           // errors name the line
 	patience time.Duration
 	stored   func(line int) error
 
@@ -121,7 +122,7 @@ func (r *publishing) once(ctx context.Context) error {
 // unsent is why an event was not taken.
 func (r *publishing) unsent(a answered) error {
 	err := r.failed(a.err)
-	if e := new(overlay.Error); r.lines > 1 && errors.As(err, &e) && !e.Retryable {
+	if e := new(overlay.Error); r.numbered && errors.As(err, &e) && !e.Retryable {
 		failure := overlay.Errorf(e.Code, "line %d: %s", a.out.line, e.Message)
 		if e.Hint != "" {
 			return failure.WithHint("%s", e.Hint)

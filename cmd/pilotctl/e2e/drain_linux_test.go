@@ -67,7 +67,7 @@ func testDrain(t *testing.T, server, client *agent, port string) {
 	if got := hex.EncodeToString(sum.Sum(nil)); got != hex.EncodeToString(want.Sum(nil)) {
 		t.Errorf("what was under way came with other bytes: %s", got)
 	}
-	t.Logf("half a MiB was brought to their end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
+	t.Logf("half a MiB came to its end %v after SIGTERM", time.Since(told).Round(time.Millisecond))
 	within(t, 10*time.Second, "the daemon is gone", func() bool { return ended(pid) })
 	took := time.Since(told)
 	t.Logf("the daemon ended %v after SIGTERM", took.Round(time.Millisecond))
