@@ -5,7 +5,21 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
+
+// leftAs waits until nothing of a daemon that ended or died remains in a host's
+// network: the kernel takes its device away when the last of its threads has ended.
+func (l *lab) leftAs(t *testing.T, host, before string) {
+	t.Helper()
+	var after string
+	if !poll(t.Context(), 5*time.Second, func() bool { after = l.network(t, host); return after == before }) {
+		t.Errorf("the network before:\n%s\nand after:\n%s", before, after)
+	}
+	if p := l.processes(host); len(p) > 0 {
+		t.Errorf("processes %v remain", p)
+	}
+}
 
 // network is all that a daemon could leave behind in a host's network.
 func (l *lab) network(t *testing.T, host string) string {
@@ -42,12 +56,7 @@ func TestKilledDaemon(t *testing.T) {
 
 	gone := func() {
 		t.Helper()
-		if after := l.network(t, "a1"); after != before {
-			t.Errorf("the network before:\n%s\nand after:\n%s", before, after)
-		}
-		if p := l.processes("a1"); len(p) > 0 {
-			t.Errorf("processes %v remain", p)
-		}
+		l.leftAs(t, "a1", before)
 	}
 	alice.kill(t)
 	gone()
