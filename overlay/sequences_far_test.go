@@ -13,7 +13,7 @@ import (
 // The sequences of trust over long absences, wrong clocks, and servers that are lost.
 
 // A week of absence: mail waits for seven days, a pair for ever.
-func TestTrustWeekAway(t *testing.T) {
+func TestLongTrustWeekAway(t *testing.T) {
 	if raceEnabled && !hostile() {
 		t.Skip("three weeks of virtual time take the race detector too long")
 	}
