@@ -210,15 +210,8 @@ var (
 	icmp     = firewalltest.ICMP
 	segment  = firewalltest.Segment
 	datagram = firewalltest.Datagram
+	scope    = firewalltest.Scope
 )
-
-func scope(t testing.TB, s string) trust.Scope {
-	p, err := trust.ParseScope(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
 
 func name(r dropReason) string {
 	if r == carried {

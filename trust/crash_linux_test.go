@@ -76,16 +76,10 @@ func crashWork(t *testing.T, dir string, arg int) {
 	}
 	bob.open()
 	defer func() { bob.Close() }()
-	peers := make([]*party, crashPeers)
-	for i := range peers {
-		peers[i] = newParty(t, fmt.Sprint("peer", i))
-	}
+	peers := crashParties(t)
 	for i, step := range crashPlan(arg) {
-		bob.now, bob.boot = bob.now.Add(time.Second), bob.boot+time.Second
 		p := peers[step.peer]
-		p.now = bob.now
-		_, trusted := bob.Peer(p.pub())
-		blocked := slices.Contains(bob.Blocked(), p.pub())
+		trusted, blocked := step.begins(bob, p)
 		var err error
 		switch {
 		case step.what == "grant" && !trusted && !blocked:
@@ -159,4 +153,20 @@ func TestHostilePowerFailure(t *testing.T) {
 		Check: func(dir string, plan int, acked []int) error { return crashCheck(t, dir, crashPlan(plan+1), acked) },
 		Syncs: 60, Changes: 100, Seeds: 60, Hostile: 10_000, Plans: 20,
 	}.Run(t)
+}
+
+func crashParties(t *testing.T) []*party {
+	peers := make([]*party, crashPeers)
+	for i := range peers {
+		peers[i] = newParty(t, fmt.Sprint("peer", i))
+	}
+	return peers
+}
+
+// begins moves the clocks on to a step with p, and says how bob stands with it.
+func (step crashStep) begins(bob, p *party) (trusted, blocked bool) {
+	bob.now, bob.boot = bob.now.Add(time.Second), bob.boot+time.Second
+	p.now = bob.now
+	_, trusted = bob.Peer(p.pub())
+	return trusted, slices.Contains(bob.Blocked(), p.pub())
 }

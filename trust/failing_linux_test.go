@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,16 +23,10 @@ func failingWork(t *testing.T, dir string, arg int) {
 	bob := crashBob(t, dir, true)
 	bob.open()
 	defer func() { bob.Close() }()
-	peers, doubts := make([]*party, crashPeers), 0
-	for i := range peers {
-		peers[i] = newParty(t, fmt.Sprint("peer", i))
-	}
+	peers, doubts := crashParties(t), 0
 	for i, step := range crashPlan(arg) {
-		bob.now, bob.boot = bob.now.Add(time.Second), bob.boot+time.Second
 		p := peers[step.peer]
-		p.now = bob.now
-		_, trusted := bob.Peer(p.pub())
-		blocked := slices.Contains(bob.Blocked(), p.pub())
+		trusted, blocked := step.begins(bob, p)
 		if bob.broken != nil && step.what == "grant" { // no mail can be taken: the user does what he is told
 			bob.reopen()
 			_, trusted = bob.Peer(p.pub())

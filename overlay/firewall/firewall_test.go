@@ -56,15 +56,7 @@ func (g *gate) grant(in, out string) {
 	if g.pol != nil {
 		version = g.pol.Version + 1
 	}
-	g.pol = &firewall.Policy{Version: version, In: scope(g.t, in), Out: scope(g.t, out)}
-}
-
-func scope(t testing.TB, s string) trust.Scope {
-	p, err := trust.ParseScope(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	g.pol = &firewall.Policy{Version: version, In: firewalltest.Scope(g.t, in), Out: firewalltest.Scope(g.t, out)}
 }
 
 func (g *gate) in(p []byte) firewall.Verdict  { return g.Admit(p, g.peer, g.pol, &g.h, g.now) }

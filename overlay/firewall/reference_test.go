@@ -37,7 +37,7 @@ func TestHostileFirewallReference(t *testing.T) {
 		case 1:
 			scopes := []string{"none", "7", "7,80/tcp", "53/udp,5000", "all", "80,5000-5001"}
 			c.Version++
-			c.In, c.Out = scope(t, scopes[gen.IntN(6)]), scope(t, scopes[gen.IntN(6)])
+			c.In, c.Out = firewalltest.Scope(t, scopes[gen.IntN(6)]), firewalltest.Scope(t, scopes[gen.IntN(6)])
 			pol = &firewall.Policy{Version: uint64(c.Version), In: c.In, Out: c.Out}
 		case 2:
 			f.Sweep(now)
@@ -81,7 +81,7 @@ func FuzzFirewall(f *testing.F) {
 		now += 48 * time.Hour
 		fw.Sweep(now) // after so long nothing is left
 		c := firewalltest.NewReference(fw, own, peer)
-		c.In, c.Out = scope(t, "7,80/tcp"), trust.AllPorts
+		c.In, c.Out = firewalltest.Scope(t, "7,80/tcp"), trust.AllPorts
 		pol := &firewall.Policy{In: c.In, Out: c.Out}
 		p := firewalltest.Raw(them, us, proto, body)
 		var h firewall.Header

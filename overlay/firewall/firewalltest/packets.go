@@ -5,6 +5,7 @@ package firewalltest
 import (
 	"encoding/binary"
 	"net/netip"
+	"testing"
 
 	"github.com/pilotnet/pilot/ipam"
 	"github.com/pilotnet/pilot/trust"
@@ -53,4 +54,13 @@ func Datagram(from uint32, sport uint16, to uint32, dport uint16, payload int) t
 	return tuntest.Segment{
 		Src: ULAPort(from, sport), Dst: ULAPort(to, dport), Proto: trust.ProtoUDP, HopLimit: 64, Payload: make([]byte, payload),
 	}
+}
+
+// Scope parses a scope.
+func Scope(t testing.TB, s string) trust.Scope {
+	p, err := trust.ParseScope(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
