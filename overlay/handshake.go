@@ -349,7 +349,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	}
 	sender, _, _ := crypto.InitHeader(e.body)
 	s := l.newSession(now, crypto.NewSession(keys, index, sender), slot, false)
-	s.millis, s.head = in.Millis, in.Head
+	s.millis, s.head, s.start = in.Millis, in.Head, in.Instance
 	l.loop.noteAnswer(e.body)
 	if e.path.Relayed() {
 		l.loop.frame(e.path, msg)

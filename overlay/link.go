@@ -58,7 +58,22 @@ type liveSession struct {
 	*sessionEntry
 	millis uint64        // time in the INIT that made it, if the peer's
 	head   uint64        // the peer's count of changes in that INIT
+	start  uint64        // which start of the peer made that INIT; 0: the INIT was ours
 	retire time.Duration // 0: not replaced yet
+}
+
+// endsWith reports whether s is over when the peer has closed o: it is older, or both
+// sides began one of the two at once, with the same instance of the peer. One that the
+// peer has not confirmed, or that another start of it made, may be of a peer that is back
+// before its farewell has arrived.
+func (s *liveSession) endsWith(o *liveSession) bool {
+	switch {
+	case s.created <= o.created:
+		return true
+	case s.start != 0 && o.start != 0:
+		return s.start == o.start
+	}
+	return s.confirmed.Load() && s.created < o.created+tieWindow
 }
 
 // A leg is the way through one home server of the peer.
@@ -480,16 +495,22 @@ func (l *link) received(now instant, e event) {
 // closed takes the peer's word that it will not answer any more, on this session and on
 // those before it. A later one may be with another instance of the peer, which goes on.
 func (l *link) closed(now instant, e event) {
-	for _, s := range slices.Clone(l.sessions) {
-		if e.entry == nil || s.created < e.entry.created+tieWindow {
-			l.remove(s)
+	// None: it went since the item was read.
+	if i := slices.IndexFunc(l.sessions, func(s *liveSession) bool { return s.sessionEntry == e.entry }); i >= 0 {
+		over := l.sessions[i]
+		for _, s := range slices.Clone(l.sessions) {
+			if s.endsWith(over) {
+				l.remove(s)
+			}
 		}
 	}
-	if l.choose(now); l.active != nil {
-		l.publish()
+	l.choose(now)
+	l.publish()
+	if l.active != nil {
 		return
 	}
-	l.disconnect()
+	l.closePool(now)
+	l.abandon()
 	switch {
 	case len(e.body) == 1 && e.body[0] == closeRevoked:
 		l.gone = "the peer withdrew its trust"

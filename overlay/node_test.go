@@ -247,6 +247,24 @@ func TestStartWithoutServer(t *testing.T) {
 	})
 }
 
+// A peer that is back at once keeps the session of its new start when the farewell
+// of the one before arrives.
+func TestRestartAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, alice, bob := befriended(t, natlab.Linux, natlab.Full)
+		defer w.close()
+		for round := range uint32(12) {
+			alice.pathTo("bob", "direct")
+			alice.stop()
+			alice.start()
+			alice.send(bob, round, 64)
+			if n, err := bob.receive(5 * time.Second); err != nil || n != round {
+				t.Fatalf("restart %d: received %d, %v; %+v", round, n, err, bob.Status())
+			}
+		}
+	})
+}
+
 // A node ends with all its goroutines, and a second one on the same state is
 // refused while the first runs.
 func TestSecondDaemon(t *testing.T) {
