@@ -114,13 +114,15 @@
 //	88 16  mac1                    84 16  mac1
 //
 //	INIT payload, 24 bytes         RESP payload, 24 bytes
-//	 0  6  unix time in ms          0  4  features
-//	 6  2  features                 4 16  source of INIT, IPv6 or IPv4-mapped
-//	 8  8  instance ID             20  2  its port
-//	16  8  trust head              22  2  zero
+//	 0  6  unix time in ms          0  2  features
+//	 6  2  features                 2  2  start: 1 + instance ID mod 65535
+//	 8  8  instance ID              4 16  source of INIT, IPv6 or IPv4-mapped
+//	16  8  trust head              20  2  its port
+//	                               22  2  zero
 //
 // An index is random, chosen by the side that will receive frames under it.
-// The instance ID tells two daemons with one key apart. The source in RESP is
+// The instance ID tells two daemons with one key apart, and two starts of one; RESP
+// has room for less of it, and 0 from daemons before that. The source in RESP is
 // what a STUN server would have said, authenticated; address and port are zero
 // when INIT came over a relay.
 //

@@ -71,7 +71,7 @@ func goldenTunnel(t testing.TB) *golden {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, _, kb, err := b.respond(init.Message(), 0x0a0b0c0d, RespPayload{Features: 0x31323334,
+	resp, _, kb, err := b.respond(init.Message(), 0x0a0b0c0d, RespPayload{Features: 0x3132, Start: 0x3334,
 		Observed: netip.MustParseAddrPort("192.0.2.7:4242")}, testDH(22))
 	if err != nil {
 		t.Fatal(err)

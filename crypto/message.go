@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 )
 
@@ -113,6 +114,13 @@ type InitPayload struct {
 	Head     uint64 // the sender's trust head; reserved
 }
 
+// Start is what a RESP has room for of the instance, so that both sides can tell two
+// starts of a peer apart, but for one pair of starts in 65,535. It is not 0.
+func (p InitPayload) Start() uint16 { return StartOf(p.Instance) }
+
+// StartOf is InitPayload.Start of an instance.
+func StartOf(instance uint64) uint16 { return uint16(1 + instance%math.MaxUint16) }
+
 func (p InitPayload) encode() (b [payloadSize]byte, err error) {
 	if p.Millis >= 1<<48 {
 		return b, errors.New("crypto: tunnel: time does not fit 48 bits")
@@ -135,12 +143,14 @@ func parseInitPayload(b [payloadSize]byte) InitPayload {
 
 // RespPayload is what a responder tells in RESP: 24 bytes, encrypted.
 type RespPayload struct {
-	Features uint32
+	Features uint16
+	Start    uint16         // made of the instance as in InitPayload.Start; 0: not told
 	Observed netip.AddrPort // where INIT came from; zero when it came by relay
 }
 
 func (p RespPayload) encode() (b [payloadSize]byte, err error) {
-	binary.BigEndian.PutUint32(b[:], p.Features)
+	binary.BigEndian.PutUint16(b[:], p.Features)
+	binary.BigEndian.PutUint16(b[2:], p.Start)
 	if p.Observed == (netip.AddrPort{}) {
 		return b, nil
 	}
@@ -155,7 +165,7 @@ func (p RespPayload) encode() (b [payloadSize]byte, err error) {
 }
 
 func parseRespPayload(b [payloadSize]byte) (RespPayload, error) {
-	p := RespPayload{Features: binary.BigEndian.Uint32(b[:])}
+	p := RespPayload{Features: binary.BigEndian.Uint16(b[:]), Start: binary.BigEndian.Uint16(b[2:])}
 	addr, port := netip.AddrFrom16([16]byte(b[4:20])).Unmap(), binary.BigEndian.Uint16(b[20:])
 	if b[22] != 0 || b[23] != 0 {
 		return RespPayload{}, ErrAuth

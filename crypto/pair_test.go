@@ -43,7 +43,7 @@ func TestTunnelHandshake(t *testing.T) {
 	t.Parallel()
 	a, b := testPairs(t)
 	in := InitPayload{Millis: 1<<48 - 1, Features: 0xfedc, Instance: 1<<64 - 2, Head: 77}
-	out := RespPayload{Features: 0xfedcba98, Observed: netip.MustParseAddrPort("192.0.2.1:4242")}
+	out := RespPayload{Features: 0xfedc, Start: 0xba98, Observed: netip.MustParseAddrPort("192.0.2.1:4242")}
 	init, err := a.Initiate(testNow, 100, in)
 	if err != nil || len(init.Message()) != InitSize || init.Index() != 100 {
 		t.Fatal(len(init.Message()), err)
@@ -103,7 +103,7 @@ func TestInitFillsTime(t *testing.T) {
 func TestRespPayload(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{"192.0.2.1:1", "[2001:db8::1]:65535", "[::1]:9"} {
-		p := RespPayload{Features: 1, Observed: netip.MustParseAddrPort(s)}
+		p := RespPayload{Features: 1, Start: 2, Observed: netip.MustParseAddrPort(s)}
 		b, err := p.encode()
 		if err != nil {
 			t.Fatal(err)

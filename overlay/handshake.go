@@ -171,12 +171,13 @@ func (l *link) response(now instant, e event) {
 		l.loop.drops.add(dropInRespIndex)
 		return
 	}
-	_, keys, remote, err := t.init.Complete(e.body)
+	told, keys, remote, err := t.init.Complete(e.body)
 	if err != nil {
 		l.loop.drops.add(dropInAuth)
 		return
 	}
 	s := l.newSession(now, crypto.NewSession(keys, t.init.Index(), remote), t.slot, true)
+	s.start = told.Start
 	s.confirmed.Store(true)
 	slot, took := t.slot, now.boot-t.sent
 	l.abandon()
@@ -211,7 +212,7 @@ func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt
 	}
 	l.relays(now)
 	l.agent.Handshaken(now.wall, path, took)
-	if l.active == nil {
+	if l.active == nil || l.active.start != s.start {
 		l.bridge = bridge{path, now.boot + bridgeFor}
 	}
 	l.choose(now)
@@ -327,7 +328,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 		observed = e.path.Remote
 	}
 	index := l.loop.newIndex()
-	msg, in, keys, err := slot.pair.Respond(e.body, index, crypto.RespPayload{Observed: observed})
+	msg, in, keys, err := slot.pair.Respond(e.body, index, crypto.RespPayload{Start: crypto.StartOf(l.loop.instance), Observed: observed})
 	if err != nil {
 		return dropInAuth
 	}
@@ -349,7 +350,7 @@ func (l *link) initiation(now instant, e event, slot *slotState) dropReason {
 	}
 	sender, _, _ := crypto.InitHeader(e.body)
 	s := l.newSession(now, crypto.NewSession(keys, index, sender), slot, false)
-	s.millis, s.head, s.start = in.Millis, in.Head, in.Instance
+	s.millis, s.head, s.start = in.Millis, in.Head, in.Start()
 	l.loop.noteAnswer(e.body)
 	if e.path.Relayed() {
 		l.loop.frame(e.path, msg)

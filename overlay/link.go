@@ -58,7 +58,7 @@ type liveSession struct {
 	*sessionEntry
 	millis uint64        // time in the INIT that made it, if the peer's
 	head   uint64        // the peer's count of changes in that INIT
-	start  uint64        // which start of the peer made that INIT; 0: the INIT was ours
+	start  uint16        // which start of the peer made it, as told in INIT or RESP; 0: it did not say
 	retire time.Duration // 0: not replaced yet
 }
 
@@ -86,8 +86,8 @@ type leg struct {
 const (
 	maxUnconfirmed = 4
 	retireAfter    = 10 * time.Second
-	// Two sessions this close were begun by both sides at once. Later ones are of a
-	// peer that has lost the one before: it was started anew.
+	// Two sessions this close, with one start of the peer, were begun by both sides at
+	// once. Others are of a peer that has lost the one before: it was started anew.
 	tieWindow = time.Second
 	tickEvery = 100 * time.Millisecond
 	ackAfter  = 200 * time.Millisecond
@@ -174,9 +174,9 @@ func (l *link) publish() {
 	l.release(t)
 }
 
-// A bridge is the path of the handshake that ended a silence. What the agent
-// knew before the silence may not hold any more, so for a moment everything
-// goes over this path too.
+// A bridge is the path of the handshake that ended a silence, or showed that the peer was
+// started anew. What the agent knew before may not hold any more, so for a moment
+// everything goes over this path too.
 type bridge struct {
 	path  natt.Path
 	until time.Duration // 0: none
@@ -237,7 +237,8 @@ func (l *link) choose(now instant) {
 }
 
 func (l *link) better(s, than *liveSession) bool {
-	if d := s.created - than.created; d > -tieWindow && d < tieWindow && s.initiated != than.initiated {
+	d := s.created - than.created
+	if d > -tieWindow && d < tieWindow && s.initiated != than.initiated && (s.start == than.start || s.start == 0 || than.start == 0) {
 		return s.initiated == l.lower()
 	}
 	return s.created > than.created

@@ -35,6 +35,51 @@ func TestPeerRestarts(t *testing.T) {
 	}
 }
 
+// The session before was made less than a second before the new one, as both sides of a
+// peer that dies young know: it must not win over the new one, whoever began it.
+func TestPeerDiesYoung(t *testing.T) {
+	for _, swap := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w, a, b := befriended(t, natlab.None, natlab.None)
+			defer w.close()
+			if swap {
+				a, b = b, a
+			}
+			a.pathTo(b.cfg.Name, "direct")
+			restart := func(pause time.Duration) {
+				w.net.Cut(b.router, nil)
+				b.stop()
+				pass(pause)
+				w.net.Uncut(b.router, nil)
+				b.start()
+			}
+			heard := func(limit time.Duration) { // by b, whom a sends to
+				began := time.Now()
+				for err := error(nil); ; {
+					a.send(b, 0, 64)
+					if _, err = b.receive(50 * time.Millisecond); err == nil {
+						break
+					}
+				}
+				if took := time.Since(began); took > limit {
+					t.Errorf("heard after %v", took)
+				}
+			}
+			for round := range uint32(4) {
+				restart(50 * time.Millisecond)
+				heard(2 * time.Second) // a asks by itself, as b says nothing
+				restart(100 * time.Millisecond)
+				b.send(a, round, 64)
+				if n, err := a.receive(time.Second); err != nil || n != round {
+					t.Fatalf("round %d, %v: %d, %v", round, swap, n, err)
+				}
+				heard(150 * time.Millisecond)
+				pass(2 * time.Second)
+			}
+		})
+	}
+}
+
 func peerRestarts(t *testing.T, every time.Duration, w *world, a, b *agent) {
 	a.pathTo(b.cfg.Name, "direct")
 	packet := udp(a.plane.own, b.plane.own, 4000, 7, make([]byte, 64))
@@ -59,10 +104,10 @@ func peerRestarts(t *testing.T, every time.Duration, w *world, a, b *agent) {
 				t.Fatal(err)
 			}
 		}
-		w.net.Cut(b.host, b.router)
+		w.net.Cut(b.router, nil)
 		b.stop()
-		w.net.Uncut(b.host, b.router)
-		pass(pause)
+		pass(pause) // what is cut is lost when it would arrive
+		w.net.Uncut(b.router, nil)
 		began := time.Now()
 		b.start()
 		says := time.NewTicker(100 * time.Millisecond) // it has something to say, too
