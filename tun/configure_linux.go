@@ -185,7 +185,7 @@ func routeTaken(h *netlink.Handle, name string, route netip.Prefix) error {
 		}
 	}
 	return &HelpError{fmt.Errorf("tun: %s: %w: %s goes through %s", name, ErrRouteTaken, route, by),
-		"stop the agent that uses it, or run this one in a network namespace of its own"}
+		"stop the agent that uses it, or run this one with --tun userspace or in a network namespace of its own"}
 }
 
 func openError(err error) error {

@@ -68,7 +68,7 @@ func (p *program) standingInvite(c *cli.Context) (string, error) {
 	if path != "" {
 		f, err := os.Open(path)
 		if err != nil {
-			return "", usagef("%s: %v", from, err)
+			return "", usagef("%s: %v", from, err).WithHint("name a file that holds one invitation, as pilotctl trust invite prints it")
 		}
 		defer f.Close()
 		if token, err = readToken(f); err != nil {
