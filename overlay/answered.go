@@ -4,18 +4,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
-// answeredFile holds, 8 bytes each, the beginnings of the MACs of the INITs that
-// were answered; when it is full it becomes answeredFile + ".old".
-const answeredFile = "handshakes"
+// answeredFiles hold, 8 bytes each, the beginnings of the MACs of the INITs that were
+// answered. They take turns: when one is full, the other is emptied. So no file ever
+// changes its name, and a power failure finds all that was synced under both.
+var answeredFiles = [2]string{"handshakes", "handshakes.old"}
 
 const answeredMax = 1 << 17 // records a file: 1 MiB
 
@@ -25,44 +27,45 @@ const answeredMax = 1 << 17 // records a file: 1 MiB
 // of the last minute may be lost with the power. What this run answered is known
 // to the guards of the links.
 type answerLog struct {
-	path    string
-	file    *os.File
-	full    []*os.File // files that file took the place of, since the last sync
-	records int        // in file
-	dirty   bool       // since the last sync
-	renamed bool       // since the last sync: the names are not durable
-	old     []uint64   // of earlier runs, sorted
+	dir     string
+	files   [2]*os.File
+	turn    int      // which file takes records
+	records int      // in that file
+	dirty   [2]bool  // since the last sync
+	created bool     // since the last sync: the names are not durable
+	old     []uint64 // of earlier runs, sorted
 }
 
 // openAnswerLog reads what earlier runs answered. A file that is cut is used as far
 // as it goes.
 func openAnswerLog(dir string) (*answerLog, error) {
-	a := &answerLog{path: filepath.Join(dir, answeredFile)}
-	for _, path := range []string{a.path + ".old", a.path} {
-		b, err := os.ReadFile(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("overlay: answered handshakes: %w", err)
+	a := &answerLog{dir: dir, created: true}
+	var records [2]int
+	var changed [2]time.Time
+	for i, name := range answeredFiles {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("overlay: answered handshakes: %w", err), a.close())
 		}
-		a.records = min(len(b)/8, answeredMax)
-		for i := range a.records {
-			a.old = append(a.old, binary.BigEndian.Uint64(b[8*i:]))
+		a.files[i] = f
+		b, err := io.ReadAll(f)
+		info, statErr := f.Stat()
+		if err = errors.Join(err, statErr); err != nil {
+			return nil, errors.Join(fmt.Errorf("overlay: answered handshakes: %w", err), a.close())
+		}
+		records[i], changed[i] = min(len(b)/8, answeredMax), info.ModTime()
+		for j := range records[i] {
+			a.old = append(a.old, binary.BigEndian.Uint64(b[8*j:]))
 		}
 	}
 	slices.Sort(a.old)
-	if err := a.open(os.O_RDWR); err != nil {
-		return nil, err
+	// The turn is that of the file with room; of two full ones, that of the newer one,
+	// so that the next record empties the older one.
+	if records[0] == answeredMax && (records[1] < answeredMax || changed[1].After(changed[0])) {
+		a.turn = 1
 	}
+	a.records = records[a.turn]
 	return a, nil
-}
-
-// open opens the file for records to come, at the end of the whole ones in it.
-func (a *answerLog) open(flag int) error {
-	f, err := os.OpenFile(a.path, flag|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("overlay: answered handshakes: %w", err)
-	}
-	a.file, a.renamed = f, true
-	return nil
 }
 
 // before reports whether an earlier run answered this INIT.
@@ -74,45 +77,36 @@ func (a *answerLog) before(mac [16]byte) bool {
 // note records that the INIT is about to be answered.
 func (a *answerLog) note(mac [16]byte) error {
 	if a.records == answeredMax {
-		if err := a.rotate(); err != nil {
-			return err
+		if err := a.files[1-a.turn].Truncate(0); err != nil {
+			return fmt.Errorf("overlay: answered handshakes: %w", err)
 		}
+		a.turn, a.records = 1-a.turn, 0
 	}
-	if _, err := a.file.WriteAt(mac[:8], int64(a.records)*8); err != nil {
+	if _, err := a.files[a.turn].WriteAt(mac[:8], int64(a.records)*8); err != nil {
 		return fmt.Errorf("overlay: answered handshakes: %w", err)
 	}
 	a.records++
-	a.dirty = true
-	return nil
-}
-
-func (a *answerLog) rotate() error {
-	if err := os.Rename(a.path, a.path+".old"); err != nil {
-		return fmt.Errorf("overlay: answered handshakes: %w", err)
-	}
-	full := a.file
-	if err := a.open(os.O_RDWR | os.O_TRUNC); err != nil {
-		return err
-	}
-	a.full, a.records = append(a.full, full), 0
+	a.dirty[a.turn] = true
 	return nil
 }
 
 // sync returns a job that makes the records durable, nil when they are. The job
 // may run beside note.
 func (a *answerLog) sync() func() error {
-	if !a.dirty {
+	dirty, created := a.dirty, a.created
+	if dirty == [2]bool{} {
 		return nil
 	}
-	f, full, renamed, dir := a.file, a.full, a.renamed, filepath.Dir(a.path)
-	a.dirty, a.renamed, a.full = false, false, nil
+	a.dirty, a.created = [2]bool{}, false
 	return func() error {
-		err := f.Sync()
-		for _, f := range full {
-			err = errors.Join(err, f.Sync(), f.Close())
+		var err error
+		for i, f := range a.files {
+			if dirty[i] {
+				err = errors.Join(err, f.Sync())
+			}
 		}
-		if renamed {
-			err = errors.Join(err, disk.SyncDir(dir))
+		if created {
+			err = errors.Join(err, disk.SyncDir(a.dir))
 		}
 		if err != nil && !errors.Is(err, os.ErrClosed) {
 			return fmt.Errorf("overlay: answered handshakes: %w", err)
@@ -122,9 +116,11 @@ func (a *answerLog) sync() func() error {
 }
 
 func (a *answerLog) close() error {
-	err := a.file.Close()
-	for _, f := range a.full {
-		err = errors.Join(err, f.Close())
+	var err error
+	for _, f := range a.files {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	return err
 }
