@@ -64,11 +64,11 @@ var rooms = map[string]room{
 		why:   "natt finds a way to a key on the underlay: it knows neither the TUN nor trust, and not the server, which stands above it",
 	},
 	"natt/rendezvous": {
-		may: []string{"crypto", "ipam", "natt"},
+		may: []string{"crypto", "ipam", "natt", "overlay/services/disk"},
 		why: "the rendezvous server checks claims and relays frames: it never learns the trust graph and is no part of a node",
 	},
 	"overlay": {
-		may:   []string{"crypto", "ipam", "ipam/dns", "natt", "overlay/firewall", "trust", "tun"},
+		may:   []string{"crypto", "ipam", "ipam/dns", "natt", "overlay/firewall", "overlay/services/disk", "trust", "tun"},
 		never: []string{"flag", "github.com/urfave/cli", "github.com/BurntSushi/toml"},
 		why:   "overlay joins the rooms below it: flags and file formats end in cmd, and the server is its peer on the network, not its library",
 	},
@@ -77,8 +77,12 @@ var rooms = map[string]room{
 		never: []string{"net", "os"},
 		why:   "the firewall decides on bytes by grants: it knows neither sessions nor sockets (its tests make packets with ipam and tun)",
 	},
+	"overlay/services/disk": {
+		never: []string{"net"},
+		why:   "disk keeps files and databases: it knows neither who fills them nor the network",
+	},
 	"cmd": {
-		may: []string{"crypto", "ipam", "ipam/dns", "natt", "natt/rendezvous", "overlay", "packaging/service", "trust", "tun"},
+		may: []string{"crypto", "ipam", "ipam/dns", "natt", "natt/rendezvous", "overlay", "overlay/services/disk", "packaging/service", "trust", "tun"},
 		why: "cmd wires everything, so nothing may import it",
 	},
 	"packaging/service": {

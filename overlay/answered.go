@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
@@ -34,12 +35,17 @@ type answerLog struct {
 	dirty   [2]bool  // since the last sync
 	created bool     // since the last sync: the names are not durable
 	old     []uint64 // of earlier runs, sorted
+
+	mu      sync.Mutex // held while files are emptied or written again
+	lost    [2]bool    // a sync failed: what was written has to be written again
+	unnamed bool       // that of the directory did
 }
 
 // openAnswerLog reads what earlier runs answered. A file that is cut is used as far
 // as it goes.
 func openAnswerLog(dir string) (*answerLog, error) {
-	a := &answerLog{dir: dir, created: true}
+	// Syncs of an earlier run may have failed.
+	a := &answerLog{dir: dir, created: true, lost: [2]bool{true, true}}
 	var records [2]int
 	var changed [2]time.Time
 	for i, name := range answeredFiles {
@@ -77,7 +83,10 @@ func (a *answerLog) before(mac [16]byte) bool {
 // note records that the INIT is about to be answered.
 func (a *answerLog) note(mac [16]byte) error {
 	if a.records == answeredMax {
-		if err := a.files[1-a.turn].Truncate(0); err != nil {
+		a.mu.Lock()
+		err := a.files[1-a.turn].Truncate(0)
+		a.mu.Unlock()
+		if err != nil {
 			return fmt.Errorf("overlay: answered handshakes: %w", err)
 		}
 		a.turn, a.records = 1-a.turn, 0
@@ -93,26 +102,63 @@ func (a *answerLog) note(mac [16]byte) error {
 // sync returns a job that makes the records durable, nil when they are. The job
 // may run beside note.
 func (a *answerLog) sync() func() error {
-	dirty, created := a.dirty, a.created
-	if dirty == [2]bool{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	dirty, created := a.dirty, a.created || a.unnamed
+	for i, lost := range a.lost {
+		dirty[i] = dirty[i] || lost
+	}
+	if dirty == [2]bool{} && !created {
 		return nil
 	}
 	a.dirty, a.created = [2]bool{}, false
 	return func() error {
-		var err error
+		a.mu.Lock()
+		lost := a.lost
+		a.mu.Unlock()
+		var failed [2]bool
+		var errs []error
 		for i, f := range a.files {
-			if dirty[i] {
-				err = errors.Join(err, f.Sync())
+			if !dirty[i] {
+				continue
 			}
+			var err error
+			if lost[i] {
+				err = a.writeAgain(f)
+			}
+			if err == nil {
+				err = f.Sync()
+			}
+			failed[i] = err != nil
+			errs = append(errs, err)
 		}
+		unnamed := false
 		if created {
-			err = errors.Join(err, disk.SyncDir(a.dir))
+			err := disk.SyncDir(a.dir)
+			unnamed = err != nil
+			errs = append(errs, err)
 		}
-		if err != nil && !errors.Is(err, os.ErrClosed) {
+		a.mu.Lock()
+		a.lost, a.unnamed = failed, unnamed
+		a.mu.Unlock()
+		if err := errors.Join(errs...); err != nil && !errors.Is(err, os.ErrClosed) {
 			return fmt.Errorf("overlay: answered handshakes: %w", err)
 		}
 		return nil
 	}
+}
+
+// writeAgain writes the records of a file once more: after a sync that failed the kernel
+// takes them for written, and a later sync says nothing about them. New ones come at the
+// end meanwhile.
+func (a *answerLog) writeAgain(f *os.File) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, answeredMax*8))
+	if err == nil {
+		_, err = f.WriteAt(b, 0)
+	}
+	return err
 }
 
 func (a *answerLog) close() error {

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"github.com/pilotnet/pilot/trust"
 	"github.com/pilotnet/pilot/tun"
@@ -37,6 +38,8 @@ func publicErrorOrNil(err error) error {
 	return publicError(err)
 }
 
+const diskHint = "the disk of the state directory fails (dmesg says more): mend it, then pilotctl down; pilotctl up"
+
 var publicErrors = []struct {
 	err   error
 	code  Code
@@ -67,5 +70,10 @@ var publicErrors = []struct {
 	{tun.ErrIPv6Disabled, CodeIPv6Disabled, "set the sysctl net.ipv6.conf.all.disable_ipv6 to 0", false},
 	{tun.ErrNameTaken, CodeConflict, "choose another name with --tun", false},
 	{tun.ErrRouteTaken, CodeConflict, "another agent runs in this network namespace; stop it, or start this one in its own", false},
+	{trust.ErrNotKept, CodeInternal, "mend the disk of the state directory (dmesg says more) before the agent ends, then revoke the same peer again by its fingerprint", false},
+	{syscall.ENOSPC, CodeQuota, "the disk of the state directory is full: make room there, and try again", true},
+	{syscall.EDQUOT, CodeQuota, "the disk quota of the agent's user is used up: make room, and try again", true},
+	{syscall.EROFS, CodeInternal, "the state directory cannot be written: dmesg may say why; mount it writable again, and try again", true},
+	{syscall.EIO, CodeInternal, diskHint, false},
 	{context.DeadlineExceeded, CodeTimeout, "", true},
 }

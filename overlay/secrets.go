@@ -58,6 +58,8 @@ func loadSecrets(dir string, id ipam.Identity, now time.Time) (*secrets, error) 
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		b, err = newSealFile(path, now)
+	} else if err == nil {
+		err = disk.Named(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("overlay: sealing key: %w", err)

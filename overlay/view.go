@@ -71,6 +71,9 @@ func (n *Node) Status() Status {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("this machine's clock is off by %v; set it", -n.loop.skew.Round(time.Second)))
 		}
 	})
+	if err := n.store.Trouble(); err != nil {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("trust cannot be written: %v", err))
+	}
 	s.Peers, s.Services = n.Peers(), n.serviceStatus()
 	if s.Suspended = n.suspension(); s.Suspended != nil && s.State != "conflict" {
 		s.State = "suspended"

@@ -189,7 +189,7 @@ func (d *draft) commit() error {
 		})
 	})
 	if err != nil {
-		return s.failed(err, before)
+		return s.fails(s.failed(err, before))
 	}
 	for key, r := range whole.rel {
 		if r != nil {
@@ -198,7 +198,7 @@ func (d *draft) commit() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.owed = nil
+	s.owed, s.trouble = nil, nil
 	s.show(&d.change, state)
 	return nil
 }
@@ -220,6 +220,8 @@ func (s *Store) failed(err error, before []byte) error {
 			err = errors.Join(err, fault)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case errors.Is(err, errFault):
 		s.faulted = true

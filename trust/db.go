@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -103,7 +104,7 @@ func openDB(path string, noSync bool) (*bbolt.DB, tally, error) {
 	return db, seen, nil
 }
 
-// settleDB makes durable what openDB read. The end of the last transaction may not be:
+// settleDB makes durable what openDB read, and the names of the store's files. The end of the last transaction may not be:
 // when its sync failed, the kernel shows it and does not write it again. A transaction
 // on top of it would reuse pages that the disk still needs.
 func settleDB(path string) error {
@@ -118,7 +119,10 @@ func settleDB(path string) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path)) // whoever made the files may have been stopped before that
 }
 
 func damagedStore(path string, why error) error {

@@ -194,7 +194,7 @@ func (d *draft) revoke(key crypto.PublicKey, blocked bool) error {
 	if fileErr != nil {
 		s.cfg.Logger.Warn("trust: revocation not in its file", "peer", key, "err", fileErr)
 		if dbErr != nil {
-			return fmt.Errorf("trust: revoke %s: in force, but lost with a restart: %w", key, errors.Join(fileErr, dbErr))
+			return s.fails(fmt.Errorf("trust: revoke %s: %w: %w", key, ErrNotKept, fileErr))
 		}
 		return nil
 	}

@@ -24,5 +24,6 @@ var (
 	ErrUnexpected    = errors.New("answers no request of ours")
 	ErrSuspended     = errors.New("this agent's state is older than what it told others: a restored backup, or two instances")
 	ErrNotSuspended  = errors.New("no trust is suspended")
+	ErrNotKept       = errors.New("in force, but lost with a restart")
 	ErrActive        = errors.New("the peer is trusted; revoke first")
 )

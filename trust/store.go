@@ -57,6 +57,7 @@ type Store struct {
 	closed  bool
 	broken  error // the database is not written any more
 	faulted bool  // nor touched
+	trouble error // why the last change could not be written
 	book    map[crypto.PublicKey]*relation
 	byPrint map[crypto.Fingerprint]crypto.PublicKey
 	outbox  map[uint64]*mailRecord
@@ -307,6 +308,22 @@ func (s *Store) closeFiles() error {
 		errs = append(errs, s.lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Trouble is why the last change could not be written, or why none can before the store
+// is opened again; nil: all is well.
+func (s *Store) Trouble() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return cmp.Or(s.broken, s.trouble)
+}
+
+// fails notes the error of a change for Trouble.
+func (s *Store) fails(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trouble = err
+	return err
 }
 
 // Now is the time that expiry is judged by: the wall clock, but never before

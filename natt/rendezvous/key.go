@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // Names in the state directory.
@@ -55,6 +56,8 @@ func LoadKey(dir string) (crypto.DHPrivate, error) {
 		}
 	} else if err != nil {
 		return fail(err)
+	} else if err := disk.Named(path); err != nil {
+		return fail(err)
 	}
 	raw, err := keyText.DecodeString(strings.ToUpper(strings.TrimSpace(string(b))))
 	if err != nil || len(raw) != len(crypto.DHPrivate{}) {
@@ -66,56 +69,10 @@ func LoadKey(dir string) (crypto.DHPrivate, error) {
 // writeNew makes a file that nobody else may read, all of it or nothing, durably;
 // os.ErrExist if there is one already.
 func writeNew(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	if err := makeDir(dir); err != nil {
+	if err := disk.MakeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// makeDir makes a directory, and those above it that are missing, durably.
-func makeDir(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
-	above := filepath.Dir(dir)
-	if above != dir {
-		if err := makeDir(above); err != nil {
-			return err
-		}
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	syncDir(above) // it may be one that we cannot read
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return disk.Create(path, b)
 }
 
 // loadCertificate returns the TLS certificate from dir. With an empty dir, or

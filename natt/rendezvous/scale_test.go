@@ -17,8 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
+
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/natt/relay"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // scaleServer, set, makes the test binary a server with this state directory.
@@ -150,11 +153,16 @@ type scaleKey struct {
 // addresses do not follow from their keys: deriving 10,000 takes hours.
 func fillScale(t *testing.T, path string, n int) []scaleKey {
 	t.Helper()
-	s, err := OpenBolt(path)
+	db, err := openBolt(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.db.NoSync = true
+	db.NoSync = true
+	kept, err := disk.Keep(func() (*bbolt.DB, error) { return db, nil }, makeBuckets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := BoltStore{db: kept}
 	keys := make([]scaleKey, n)
 	for i := range keys {
 		reg, err := crypto.GenerateDH()
@@ -172,7 +180,7 @@ func fillScale(t *testing.T, path string, n int) []scaleKey {
 			t.Fatal(err)
 		}
 	}
-	if err := s.db.Sync(); err != nil {
+	if err := db.Sync(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {

@@ -16,6 +16,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/pilotnet/pilot/crypto"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // The buckets of the file. Each value starts with the CRC-32C of
@@ -41,54 +42,55 @@ var (
 const schema = 1
 
 // BoltStore is a Store in one file.
-type BoltStore struct{ db *bbolt.DB }
+type BoltStore struct{ db *disk.DB }
 
 // OpenBolt opens or makes the store at path. ErrLocked says that another process
 // has it open, ErrDamaged that it is not what was written, ErrNewer that a newer
 // version wrote it; nothing is changed then.
-func OpenBolt(path string) (s *BoltStore, err error) {
-	fail := func(err error) (*BoltStore, error) {
+func OpenBolt(path string) (*BoltStore, error) {
+	db, err := disk.Keep(func() (*bbolt.DB, error) { return openBolt(path) }, makeBuckets)
+	if err != nil {
 		return nil, fmt.Errorf("rendezvous: open store %s: %w", path, err)
 	}
+	return &BoltStore{db: db}, nil
+}
+
+func openBolt(path string) (db *bbolt.DB, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		if err := createBolt(path); err != nil {
-			return fail(err)
+			return nil, err
 		}
 	}
 	if err := checkBoltSize(path); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	// A page that is not there faults in the memory map, a wrong one may panic.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			s, err = fail(fmt.Errorf("%w: %v", ErrDamaged, p))
+			err = fmt.Errorf("%w: %v", ErrDamaged, p)
+		}
+		if err != nil && db != nil {
+			db.Close()
+			db = nil
 		}
 	}()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return fail(ErrLocked)
+		return nil, ErrLocked
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return fail(fmt.Errorf("%w: %v", ErrDamaged, err))
+		return nil, fmt.Errorf("%w: %v", ErrDamaged, err)
 	case err != nil:
-		return fail(err)
+		return nil, err
 	}
-	defer func() {
-		if s == nil {
-			db.Close()
-		}
-	}()
 	if err := db.View(checkSchema); err != nil {
-		return fail(err)
+		return db, err
 	}
 	if err := db.View(checkPages); err != nil {
-		return fail(fmt.Errorf("%w: %v", ErrDamaged, err))
+		return db, fmt.Errorf("%w: %v", ErrDamaged, err)
 	}
-	if err := db.Update(makeBuckets); err != nil {
-		return fail(err)
-	}
-	return &BoltStore{db: db}, nil
+	return db, nil
 }
 
 // createBolt makes an empty store, complete and durable, name included. bbolt

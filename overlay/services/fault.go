@@ -1,8 +1,12 @@
 package services
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
+
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // An Error is an answer that refuses: what a service sends, and what its clients
@@ -58,4 +62,24 @@ func (e *Error) Answer(w http.ResponseWriter) {
 		h.Set("Retry-After", "1")
 	}
 	WriteJSON(w, e.Status, e)
+}
+
+// DiskFault makes an Error of one of the disk; nil if err is none. whose says whose disk
+// it is: the reader may sit elsewhere.
+func DiskFault(err error, whose string) *Error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return Refuse(http.StatusInsufficientStorage, CodeQuota, "the disk %s is full", whose).
+			WithHint("make room on the disk of the state directory there").Retry()
+	case errors.Is(err, syscall.EROFS):
+		return Refuse(http.StatusInternalServerError, CodeInternal, "the disk %s is read-only", whose).
+			WithHint("dmesg may say why there; mount it writable again (mount -o remount,rw)").Retry()
+	case errors.Is(err, disk.ErrFailed):
+		return Refuse(http.StatusInternalServerError, CodeInternal, "the disk %s failed, and it is not known whether this was kept", whose).
+			WithHint("is that disk healthy? dmesg and pilotctl status there say more").Retry()
+	case errors.Is(err, syscall.EIO):
+		return Refuse(http.StatusInternalServerError, CodeInternal, "the disk %s failed, and nothing was kept", whose).
+			WithHint("is that disk healthy? dmesg and pilotctl status there say more").Retry()
+	}
+	return nil
 }

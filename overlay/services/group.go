@@ -27,8 +27,11 @@ type Status struct {
 	Name  string
 	Port  uint16
 	State string // "starting", "running", "failed"
-	Err   error  // why it failed
+	Err   error  // why it failed, or what ails it while it runs
 }
+
+// A Troubled service can say what ails it while it runs; nil: nothing.
+type Troubled interface{ Trouble() error }
 
 const (
 	firstPause = time.Second
@@ -60,6 +63,9 @@ func (g *Group) Status() []Status {
 		m.mu.Lock()
 		list[i] = Status{Name: m.Name(), Port: m.Port(), State: m.state, Err: m.err}
 		m.mu.Unlock()
+		if t, ok := m.Service.(Troubled); ok && list[i].State == "running" && list[i].Err == nil {
+			list[i].Err = t.Trouble()
+		}
 	}
 	return list
 }

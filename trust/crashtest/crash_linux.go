@@ -16,6 +16,7 @@ const (
 	opTruncate        // to the length at
 	opName            // a name means a node from now on; nil: nothing any more
 	opSync            // of a file or a directory
+	opLost            // a sync that failed
 	opAck
 )
 
@@ -29,7 +30,7 @@ type op struct {
 	name     string
 	fromDir  *node // the name that is gone by the same step
 	fromName string
-	begin    int // sync: what lies before is durable when it ended
+	begin    int // sync: what lies before is durable when it ended, or may be lost
 	ack      int
 }
 
@@ -46,7 +47,7 @@ func (l *Log) Syncs() (syncs, changes int) {
 		switch o.kind {
 		case opSync:
 			syncs++
-		case opAck:
+		case opAck, opLost:
 		default:
 			changes++
 		}
@@ -104,9 +105,9 @@ func (l *Log) restore(dir string, seed uint64) (acked []int, how string, err err
 	if mode == keepPrefix {
 		until = rng.IntN(end + 1)
 	}
-	survives := func(i int, of *node) bool {
+	survives := func(i int) bool {
 		switch {
-		case i < durable[of], mode == keepAll:
+		case durable[i], mode == keepAll:
 			return true
 		case mode == keepPrefix:
 			return i < until
@@ -122,13 +123,13 @@ func (l *Log) restore(dir string, seed uint64) (acked []int, how string, err err
 		case opAck:
 			acked = append(acked, o.ack)
 		case opTruncate:
-			if survives(i, o.node) {
+			if survives(i) {
 				content[o.node] = resize(content[o.node], o.at)
 			}
 		case opWrite:
 			for at, data := o.at, o.data; len(data) > 0; {
 				n := min(len(data), int(sector-at%sector))
-				if survives(i, o.node) {
+				if survives(i) {
 					if b := content[o.node]; int64(len(b)) < at+int64(n) {
 						content[o.node] = resize(b, at+int64(n))
 					}
@@ -137,7 +138,7 @@ func (l *Log) restore(dir string, seed uint64) (acked []int, how string, err err
 				at, data = at+int64(n), data[n:]
 			}
 		case opName:
-			if survives(i, o.dir) {
+			if survives(i) {
 				rename(names, o)
 			}
 		}
@@ -146,13 +147,27 @@ func (l *Log) restore(dir string, seed uint64) (acked []int, how string, err err
 	return acked, how, build(dir, l.root, names, content)
 }
 
-// durable says of each node up to which op its changes are safe when the power
-// fails after end ops.
-func (l *Log) durable(end int) map[*node]int {
-	safe := map[*node]int{}
-	for _, o := range l.ops[:end] {
-		if o.kind == opSync {
-			safe[o.node] = max(safe[o.node], o.begin)
+// durable says of each op whether it is safe when the power fails after end ops. What
+// was written before a sync that failed is not made safe by a later one.
+func (l *Log) durable(end int) []bool {
+	safe, waiting := make([]bool, end), map[*node][]int{}
+	for i, o := range l.ops[:end] {
+		switch o.kind {
+		case opWrite, opTruncate:
+			waiting[o.node] = append(waiting[o.node], i)
+		case opName:
+			waiting[o.dir] = append(waiting[o.dir], i)
+		case opSync, opLost:
+			var rest []int
+			for _, w := range waiting[o.node] {
+				switch {
+				case w >= o.begin, o.kind == opLost && l.ops[w].kind != opWrite:
+					rest = append(rest, w)
+				case o.kind == opSync:
+					safe[w] = true
+				}
+			}
+			waiting[o.node] = rest
 		}
 	}
 	return safe

@@ -21,8 +21,10 @@
 //     change of a name by itself, or all of them up to some moment, as a journal
 //     would have it, or all of it, as when only the process died.
 //
-// A disk may also fail for the program itself: FailSync and FailAll make its system
-// calls return EIO. What it wrote before a sync that failed counts as not synced.
+// A disk may also fail for the program itself: FailSync, FailWrite and FailAll make its
+// system calls return EIO. What was written to a file before a sync of it that failed
+// may be lost for good, as Linux has it: the program reads it, but a later sync that
+// succeeds says nothing about it. Lengths and names wait for that one.
 //
 // # Use
 //

@@ -47,6 +47,8 @@ const (
 	healNow = -1
 	failAll = -2
 	failOne = -3 // and less: so many syncs pass before
+
+	failWrite = -1 << 20 // and less: so many writes do
 )
 
 // FailSync makes, in the traced process, one sync of a file or directory fail with EIO
@@ -54,10 +56,24 @@ const (
 // whoever reads the file, but is not durable.
 func FailSync(n int) { Ack(failOne - n) }
 
+// FailWrite makes, in the traced process, one write fail with EIO: the one after the
+// next n. Nothing of it is written.
+func FailWrite(n int) { Ack(failWrite - n) }
+
+// Fail is FailSync of half of n, or FailWrite if n is odd: counted up, each sync and
+// each write fails in turn.
+func Fail(n int) {
+	if n%2 == 0 {
+		FailSync(n / 2)
+	} else {
+		FailWrite(n / 2)
+	}
+}
+
 // FailAll makes every write and sync fail with EIO from now on.
 func FailAll() { Ack(failAll) }
 
-// Heal ends what FailSync and FailAll began.
+// Heal ends what the others began.
 func Heal() { Ack(healNow) }
 
 // Record runs the calling test once more, traced, in an empty directory, with the
@@ -112,8 +128,9 @@ type recorder struct {
 	files map[int]*node // open descriptors below dir
 	calls map[int]*call // by thread: the call that it is in
 
-	fails bool // every write and sync
-	fail  int  // the sync that does, counted from 1; 0: none
+	fails     bool // every write and sync
+	fail      int  // the sync that does, counted from 1; 0: none
+	failWrite int  // the write that does
 }
 
 // A call is a system call that has begun.
@@ -228,6 +245,9 @@ func (r *recorder) stopped(tid int) error {
 		c := r.calls[tid]
 		delete(r.calls, tid)
 		if c != nil && c.failed {
+			if n := r.files[int(int32(c.args[0]))]; n != nil && (c.number == unix.SYS_FSYNC || c.number == unix.SYS_FDATASYNC) {
+				r.ops = append(r.ops, op{kind: opLost, node: n, begin: c.begin})
+			}
 			return answerCall(tid, syscall.EIO)
 		}
 		if c == nil || int64(info.data[0]) < 0 {
@@ -265,9 +285,11 @@ func (r *recorder) told(n int) {
 	case n >= 0:
 		r.ops = append(r.ops, op{kind: opAck, ack: n})
 	case n == healNow:
-		r.fails, r.fail = false, 0
+		r.fails, r.fail, r.failWrite = false, 0, 0
 	case n == failAll:
 		r.fails = true
+	case n <= failWrite:
+		r.failWrite = failWrite - n + 1
 	default:
 		r.fail = failOne - n + 1
 	}
@@ -286,7 +308,11 @@ func (r *recorder) fault(c *call) bool {
 		r.fail--
 		return r.fails || r.fail == 0
 	case unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE:
-		return r.fails
+		if r.failWrite == 0 {
+			return r.fails
+		}
+		r.failWrite--
+		return r.fails || r.failWrite == 0
 	}
 	return false
 }

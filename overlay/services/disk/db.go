@@ -32,7 +32,13 @@ type Database struct {
 // Open opens or makes a database. bbolt trusts its pages: one that is not there
 // faults in the memory map, and a wrong one may panic. Both are ErrDamaged here. A
 // higher schema is a *NewerError.
-func (d Database) Open(path string) (db *bbolt.DB, err error) {
+func (d Database) Open(path string) (*DB, error) {
+	return Keep(func() (*bbolt.DB, error) { return d.open(path) }, func(tx *bbolt.Tx) error {
+		return errors.Join(d.makeBuckets(tx), numberDatabase(tx, firstSchema)) // it was made before stores had one
+	})
+}
+
+func (d Database) open(path string) (db *bbolt.DB, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := d.create(path); err != nil {
 			return nil, err
@@ -69,12 +75,6 @@ func (d Database) Open(path string) (db *bbolt.DB, err error) {
 		if err := db.View(d.Check); err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), db.Close())
 		}
-	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		return errors.Join(d.makeBuckets(tx), numberDatabase(tx, firstSchema)) // it was made before stores had one
-	})
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }

@@ -16,22 +16,35 @@ import (
 	"syscall"
 )
 
-// MakeDir makes a directory, and those above it that are missing, with mode 0700.
+// MakeDir makes a directory, and those above it that are missing, with mode 0700. One
+// that is there may have a name that is not durable: whoever made it was stopped, or
+// the disk failed.
 func MakeDir(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
 	above := filepath.Dir(dir)
-	if above != dir {
-		if err := MakeDir(above); err != nil {
+	if _, err := os.Stat(dir); err != nil {
+		if above != dir {
+			if err := MakeDir(above); err != nil {
+				return err
+			}
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
 	if err := SyncDir(above); !errors.Is(err, fs.ErrPermission) { // it may be one that we cannot read
 		return err
+	}
+	return nil
+}
+
+// Named makes the name of a file that is there durable, and that of its directory:
+// whoever made them was stopped, or the disk failed. What cannot be written, or not
+// read by us, is taken as it is.
+func Named(path string) error {
+	for _, dir := range []string{filepath.Dir(path), filepath.Dir(filepath.Dir(path))} {
+		if err := SyncDir(dir); err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS) {
+			return err
+		}
 	}
 	return nil
 }
@@ -55,7 +68,7 @@ func SyncOpen(d *os.File) error {
 }
 
 // Create makes a file with this content that only its owner may read. If there
-// is one already it stays, and the error is fs.ErrExist.
+// is one already it stays, and the error is fs.ErrExist; its name is durable then, too.
 func Create(path string, content []byte) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
@@ -70,8 +83,12 @@ func Create(path string, content []byte) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil { // unlike a rename, this replaces nothing
+	err = os.Link(f.Name(), path) // unlike a rename, this replaces nothing
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return SyncDir(dir)
+	if failed := SyncDir(dir); failed != nil {
+		return failed
+	}
+	return err
 }

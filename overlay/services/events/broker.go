@@ -16,6 +16,7 @@ import (
 
 	"github.com/pilotnet/pilot/crypto"
 	"github.com/pilotnet/pilot/overlay/services"
+	"github.com/pilotnet/pilot/overlay/services/disk"
 )
 
 // Port is the well-known port of events.
@@ -59,7 +60,7 @@ const (
 // it stores events before they are acknowledged and keeps the queues.
 type Broker struct {
 	Config
-	db     *bbolt.DB
+	db     *disk.DB
 	server *mqtt.Server
 	boot   string    // tells the event IDs of this process from others
 	jobs   chan *job // in the order in which events came

@@ -33,6 +33,13 @@ func asRefusal(err error) *Refusal {
 	if r := new(Refusal); errors.As(err, &r) {
 		return r
 	}
+	if e := services.DiskFault(err, "of this agent"); e != nil {
+		code := packets.ErrUnspecifiedError
+		if e.Code == services.CodeQuota {
+			code = packets.ErrQuotaExceeded
+		}
+		return refusal(code, e.Status, "%s", e.Message)
+	}
 	return refusal(packets.ErrUnspecifiedError, 500, "the event could not be stored")
 }
 

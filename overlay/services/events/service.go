@@ -47,6 +47,14 @@ func (s *Service) Run(ctx context.Context, env services.Env) error {
 	return errors.Join(err, b.Close())
 }
 
+// Trouble implements services.Troubled.
+func (s *Service) Trouble() error {
+	if b := s.open.Load(); b != nil {
+		return b.db.Trouble()
+	}
+	return nil
+}
+
 // Owner returns the owner's side, and the path below which it is to be served.
 func (s *Service) Owner() (string, http.Handler) {
 	return OwnerPath, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -39,7 +39,7 @@ type sessionRecord struct {
 	Subs    []packets.Subscription `json:"subs"`
 }
 
-func openStore(path string) (*bbolt.DB, error) {
+func openStore(path string) (*disk.DB, error) {
 	file := disk.Database{Schema: schema, Buckets: [][]byte{bucketMessages, bucketQueues, bucketSessions, bucketRetained, bucketAccess}, NoFreelistSync: true}
 	db, err := file.Open(path)
 	switch {

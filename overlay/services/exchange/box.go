@@ -50,7 +50,7 @@ func (b *box) open() error {
 		return nil
 	}
 	for _, name := range []string{"files", "meta", "messages", "uploads"} {
-		if err := b.x.makeDir(b.path(name)); err != nil {
+		if err := b.x.root.MkdirAll(b.path(name), 0o700); err != nil {
 			return err
 		}
 	}

@@ -62,6 +62,7 @@ type Exchange struct {
 	queue   *Queue
 	courier *courier
 	arrived signal
+	named   sync.Map // directories whose names are durable
 
 	mu    sync.Mutex
 	boxes map[crypto.Fingerprint]*box
@@ -178,28 +179,24 @@ func (x *Exchange) temp() (*os.File, string, error) {
 	return f, name, err
 }
 
-// syncDir makes the names in a directory durable.
+// syncDir makes the names in a directory durable, and the first time its own and those
+// above it, too.
 func (x *Exchange) syncDir(dir string) error {
 	d, err := x.root.Open(dir)
 	if err != nil {
 		return err
 	}
-	return disk.SyncOpen(d)
-}
-
-// makeDir makes a directory below a durable one, durably.
-func (x *Exchange) makeDir(dir string) error {
-	if _, err := x.root.Stat(dir); err == nil {
-		return nil
-	}
-	if err := x.root.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.SyncOpen(d); err != nil || dir == "." {
 		return err
 	}
-	for at := path.Dir(dir); ; at = path.Dir(at) {
-		if err := x.syncDir(at); err != nil || at == "." {
-			return err
-		}
+	if _, named := x.named.Load(dir); named {
+		return nil
 	}
+	if err := x.syncDir(path.Dir(dir)); err != nil {
+		return err
+	}
+	x.named.Store(dir, true)
+	return nil
 }
 
 // room checks that n more bytes leave some of the disk.

@@ -3,7 +3,6 @@ package exchange
 import (
 	"errors"
 	"net/http"
-	"syscall"
 
 	"github.com/pilotnet/pilot/overlay/services"
 )
@@ -19,11 +18,11 @@ func notFound(name string) *services.Error {
 // asError makes an answer of any error. What happened inside is not told.
 func asError(err error) *services.Error {
 	e := new(services.Error)
-	switch {
-	case errors.As(err, &e):
+	if errors.As(err, &e) {
 		return e
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return diskFull()
+	}
+	if e := services.DiskFault(err, "of the receiver"); e != nil {
+		return e
 	}
 	return services.Refuse(http.StatusInternalServerError, services.CodeInternal, "the file could not be stored or read").Retry()
 }

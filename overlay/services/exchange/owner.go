@@ -238,7 +238,7 @@ func (o *order) offer(to, name string) error {
 	s := o.shelfFor(to)
 	switch o.r.Method {
 	case http.MethodPut:
-		if err := o.makeDir(s.dir); err != nil {
+		if err := o.root.MkdirAll(s.dir, 0o700); err != nil {
 			return err
 		}
 		_, err := o.receive(o.w, o.r, s, name, nil)

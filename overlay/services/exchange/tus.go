@@ -231,8 +231,9 @@ func (b *box) promote(id string) (Entry, error) {
 	if want != nil && !bytes.Equal(want, sum[:sha256.Size]) {
 		return Entry{}, wrongDigest()
 	}
-	if err := f.Sync(); err != nil {
-		return Entry{}, err
+	if err := f.Sync(); err != nil { // a second one would succeed, with what is lost
+		b.x.Logger.Error("an upload could not be stored", "peer", b.x.nameOf(b.fp), "name", info.MetaData["filename"], "err", err)
+		return Entry{}, asError(err)
 	}
 	e, err := b.files.put(path, info.MetaData["filename"], info.MetaData["type"], sum, condition{match: info.MetaData["if-match"]}, func(int64, int) {})
 	if err != nil {

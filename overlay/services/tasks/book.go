@@ -43,7 +43,7 @@ var (
 // A book keeps tasks and the handler in one file. Each change is on disk when
 // its method returns.
 type book struct {
-	db        *bbolt.DB
+	db        *disk.DB
 	keepBytes int // of a peer
 }
 

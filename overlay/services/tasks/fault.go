@@ -17,6 +17,9 @@ func asError(err error) *services.Error {
 	if e := new(services.Error); errors.As(err, &e) {
 		return e
 	}
+	if e := services.DiskFault(err, "of the agent"); e != nil {
+		return e
+	}
 	return services.Refuse(http.StatusInternalServerError, services.CodeInternal, "%v", err)
 }
 
