@@ -204,7 +204,7 @@ func (l *link) newSession(now instant, s *crypto.Session, slot *slotState, initi
 // how long the other side needed for the last message of the handshake.
 func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt.Path, took time.Duration) {
 	l.gone = ""
-	if slot.next {
+	if slot.fresh {
 		l.loop.confirmSlot(l.key, slot.id)
 	}
 	if path.Relayed() {
@@ -220,6 +220,7 @@ func (l *link) connected(now instant, s *liveSession, slot *slotState, path natt
 		l.abandon()
 		l.publish()
 		l.greetHead(s.head)
+		l.greetTerms()
 	}
 	l.loop.log.Debug("session", "peer", l.book.Name, "path", describe(path), "initiated", s.initiated)
 }

@@ -29,6 +29,7 @@ const (
 	itemPing       itemKind = 0x16 // token 8
 	itemPong       itemKind = 0x17 // token 8, echoed
 	itemHead       itemKind = 0x19 // crypto.Head, signed: the sender's own, or the receiver's shown back
+	itemTerms      itemKind = 0x1a // trust.Held: the terms of the receiver that the sender holds
 	// itemRekey (0x18) is reserved for an ML-KEM exchange inside the tunnel.
 )
 

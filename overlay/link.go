@@ -42,7 +42,8 @@ type link struct {
 	unsure  time.Duration // since when the path in use does not answer; 0: it does, or data comes
 	doubted time.Duration // when the relays were last asked
 	hush    hush
-	gone    string // why the peer is believed away, for status
+	said    time.Duration // when the peer was last told its terms again
+	gone    string        // why the peer is believed away, for status
 }
 
 // A slotState is one pair state made ready for handshakes.
@@ -50,7 +51,7 @@ type slotState struct {
 	id    [32]byte
 	pair  *crypto.Pair
 	knock *knock
-	next  bool
+	fresh bool // the peer has not shown yet that it holds it
 }
 
 // A liveSession is a session with what the loop must know about it.
@@ -111,7 +112,7 @@ func (l *link) setSlots(book trust.Peer) error {
 		kept := false
 		for _, o := range old {
 			if o.id == s.ID {
-				o.next = s == book.Next
+				o.fresh = !s.Proven
 				l.slots, kept = append(l.slots, o), true
 			}
 		}
@@ -127,7 +128,7 @@ func (l *link) setSlots(book trust.Peer) error {
 			return err
 		}
 		k := &knock{peer: l.key, slot: s.ID, pair: pair}
-		l.slots = append(l.slots, &slotState{id: s.ID, pair: pair, knock: k, next: s == book.Next})
+		l.slots = append(l.slots, &slotState{id: s.ID, pair: pair, knock: k, fresh: !s.Proven})
 		l.loop.tags.add(k)
 	}
 	for _, o := range old {
@@ -490,6 +491,8 @@ func (l *link) received(now instant, e event) {
 		l.loop.pong(now, e)
 	case itemHead:
 		l.shownHead(now, e.body)
+	case itemTerms:
+		l.heldTerms(now, e.body)
 	}
 }
 

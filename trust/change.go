@@ -124,7 +124,7 @@ func (d *draft) cutOff(key crypto.PublicKey, r *relation, serial uint64, blocked
 	card, had := r.Card, r.Pair != nil || len(r.Out) > 0
 	r.void(serial)
 	tell := had && r.Pair == nil && len(r.Out) == 0
-	r.Last, r.Blocked = max(r.Last, serial), blocked
+	r.Last, r.Blocked, r.Stray = max(r.Last, serial), blocked, false
 	d.forgetAnswer(key, r)
 	d.unpost(key, func(m *mailRecord) bool { return m.Class != mailRevoke && m.Rests <= serial })
 	if !tell || card == nil {

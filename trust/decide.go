@@ -123,18 +123,10 @@ func (d *draft) amend(key crypto.PublicKey, r *relation, o ApproveOptions) error
 	if o.TTL != nil {
 		expires = s.expiry(*o.TTL)
 	}
-	st, err := d.statement(KindGrant, key, r)
-	if err != nil {
-		return err
-	}
-	st.Offer, st.Expires = ports, timeOf(expires)
-	signed, err := st.Sign(s.cfg.Key)
-	if err != nil {
+	if err := d.sayTerms(key, r, ports, expires); err != nil {
 		return fmt.Errorf("trust: approve: %w", err)
 	}
-	p.Mine = terms{st.Serial, st.Serial, ports, expires}
-	r.Last = st.Serial
-	return d.post(key, r.Card, mailTerms, signed, st.Serial, p.newest().Request)
+	return nil
 }
 
 // Reject drops the waiting request of a key and says nothing to it. The same
@@ -258,8 +250,8 @@ func (s *Store) Rename(key crypto.PublicKey, name string) error {
 	return d.commit()
 }
 
-// Confirmed tells that a DATA frame was opened under a slot. If it is the next
-// one, the peer holds it too, and the current one is deleted.
+// Confirmed tells that a DATA frame was opened under a slot, so that the peer holds it
+// too. If it is the next one, the current one is deleted.
 func (s *Store) Confirmed(key crypto.PublicKey, slotID [32]byte) error {
 	d := s.begin()
 	defer d.end()
@@ -267,11 +259,18 @@ func (s *Store) Confirmed(key crypto.PublicKey, slotID [32]byte) error {
 	if r == nil || !r.Pair.has(slotID) {
 		return fmt.Errorf("trust: confirm: %s: %w", key, ErrNotFound)
 	}
-	if r.Pair.Next == nil || r.Pair.Next.ID != raw32(slotID) {
-		return nil
+	slot := r.Pair.Next
+	if slot == nil || slot.ID != raw32(slotID) {
+		if slot = r.Pair.Current; slot.Proven {
+			return nil
+		}
 	}
 	r = d.relation(key)
-	r.Pair.Current, r.Pair.Next = r.Pair.Next, nil
+	proven := *slot
+	if proven.Proven = true; slot == r.Pair.Next {
+		r.Pair.Next = nil
+	}
+	r.Pair.Current = &proven
 	return d.commit()
 }
 

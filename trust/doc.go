@@ -70,15 +70,27 @@
 //   - The first confirmed DATA frame under next deletes current (Confirmed).
 //   - When a slot arrives while next is not confirmed, the order of the grants'
 //     serials decides: the newest is next on both sides, whatever order they
-//     arrived in. Of the others the one that the request named as its parent
-//     stays, for both sides are known to hold it, or one that the peer granted,
-//     for the peer holds that for certain. Sessions that are up go on.
+//     arrived in. Of the others the newest stays that the peer is known to hold:
+//     the request named it as its parent, the peer granted it, or data came under
+//     it. A grant of ours shows nothing: it may answer a request that the peer
+//     took back, while the word of that is lost. Sessions that are up go on.
 //
 // What each side lets the other reach, and until when, are its terms. The
 // requester's are in its request (offer), the granter's in its grant; a grant of
 // terms replaces either. The terms with the highest serial of a side count,
 // whatever order they arrived in; those of a request or grant fall when that
 // request is voided.
+//
+// A server that loses its mailboxes loses what their senders take for delivered, and a key
+// that lost its state, or runs on an old copy of it, may give serials below those
+// that its peer knows. So in each session a side tells which terms of the other it
+// holds (Holds: their serial and 8 bytes of their SHA-256), and one that has others in
+// force says them again (Remind): the same statement if the peer has not come to
+// it, otherwise new ones above what the peer holds. With them goes the grant of a
+// slot that no data has come under. If the peer holds what an open request of ours
+// offers, it has granted it, and the request goes again, for the stored answer. A
+// first request, or the grant that answers it, has no session to be missed in:
+// whoever asked asks again.
 //
 // # Rules
 //
@@ -109,7 +121,8 @@
 //     that wait on either side, answers that would be given again, mail in the
 //     outbox. N is kept for ever; nothing up to it is accepted again. A request
 //     above N is a new one and waits. A revocation that arrives late does not
-//     touch what was agreed after it.
+//     touch what was agreed after it; one that arrives before what it voids is
+//     remembered, of strangers a bounded number.
 //   - Block. All statements of the key are dropped unseen, with no change of state
 //     and no answer, until Unblock.
 //   - Invite. An invite names ports and lives for at most 24 hours. Its 128-bit

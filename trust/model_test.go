@@ -137,8 +137,33 @@ func (m *model) data(i int) {
 		m.did(m.sides[1-i].Confirmed(m.sides[i].pub(), slot.ID), "data from %s under %x", m.sides[i].name, slot.ID[:3])
 		if m.rng.IntN(3) > 0 {
 			m.did(m.sides[i].Confirmed(m.sides[1-i].pub(), slot.ID), "and back")
+			m.remind(i)
 		}
 	}
+}
+
+// remind is what side i hears in a session: which of its terms the other side holds.
+func (m *model) remind(i int) (said bool) {
+	x, y := m.sides[i], m.sides[1-i]
+	held, ok := y.Holds(x.pub())
+	if !ok {
+		m.t.Fatalf("%s holds no terms, but a slot", y.name)
+	}
+	said, err := x.Remind(y.pub(), held)
+	if said || err != nil {
+		m.did(err, "%s hears of %x and says its terms again", x.name, held)
+	}
+	return said
+}
+
+// meet lets both sides have a session, if they hold a common slot, and reports whether there
+// was anything to say.
+func (m *model) meet() bool {
+	if !common(m.slots(0), m.slots(1)) {
+		return false
+	}
+	alice, bob := m.remind(0), m.remind(1)
+	return alice || bob
 }
 
 // post copies one mail of side i to the wire; the outbox keeps it.
@@ -242,7 +267,7 @@ func (m *model) settle() {
 func (m *model) conclude() {
 	for range 10 {
 		m.settle()
-		moved := false
+		moved := m.meet()
 		for i, x := range m.sides {
 			if len(x.Incoming()) > 0 {
 				moved = true
@@ -261,10 +286,18 @@ func (m *model) conclude() {
 }
 
 // agreement is what must hold when all mail has arrived and nobody waits for a
-// decision. Only a lost store leaves one side alone with the pair.
+// decision: the same terms on both sides wherever there is a common slot, and one unless
+// a state was lost.
 func (m *model) agreement() error {
 	a, b := m.sides[0], m.sides[1]
 	x, y := m.slots(0), m.slots(1)
+	if common(x, y) {
+		p, _ := a.Peer(b.pub())
+		q, _ := b.Peer(a.pub())
+		if p.In.String() != q.Out.String() || q.In.String() != p.Out.String() {
+			return fmt.Errorf("alice has in %s, out %s; bob has in %s, out %s", p.In, p.Out, q.In, q.Out)
+		}
+	}
 	switch {
 	case len(x) == 0 && len(y) == 0:
 		return nil
@@ -277,11 +310,6 @@ func (m *model) agreement() error {
 		return fmt.Errorf("newest slots differ: %x and %x", last.ID[:3], other.ID[:3])
 	} else if err := slotsMatch(last, other); err != nil {
 		return err
-	}
-	p, _ := a.Peer(b.pub())
-	q, _ := b.Peer(a.pub())
-	if p.In.String() != q.Out.String() || q.In.String() != p.Out.String() {
-		return fmt.Errorf("alice has in %s, out %s; bob has in %s, out %s", p.In, p.Out, q.In, q.Out)
 	}
 	return nil
 }

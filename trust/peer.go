@@ -54,6 +54,7 @@ type Slot struct {
 	RemoteStatic crypto.DHPublic
 	Secret       crypto.PairSecret
 	Initiator    bool // the request was ours
+	Proven       bool // Confirmed told that the peer holds it
 }
 
 // Pending is a request that waits: for approve here, or for the answer of its receiver.
@@ -127,7 +128,7 @@ func (r *slotRecord) slot() *Slot {
 	if r == nil {
 		return nil
 	}
-	return &Slot{ID: r.ID, Static: crypto.DHPrivate(r.Static), RemoteStatic: crypto.DHPublic(r.Remote), Secret: crypto.PairSecret(r.Secret), Initiator: r.Initiator}
+	return &Slot{ID: r.ID, Static: crypto.DHPrivate(r.Static), RemoteStatic: crypto.DHPublic(r.Remote), Secret: crypto.PairSecret(r.Secret), Initiator: r.Initiator, Proven: r.Proven}
 }
 
 // peer builds the view of a relation with a pair, but for State.

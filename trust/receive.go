@@ -243,31 +243,41 @@ func (d *draft) decide(key crypto.PublicKey, r *relation, in *incoming, invite [
 	return waits, nil
 }
 
-// limitStrangers keeps a flood of keys from filling the store.
+// limitStrangers keeps a flood of keys from filling the store. What was taken back before
+// it came is cheaper to make than a request, so it drives out only its like.
 func (d *draft) limitStrangers(newcomer crypto.PublicKey) {
-	var waiting, all int
-	var oldestWaiting, oldest crypto.PublicKey
-	older := func(a, b crypto.PublicKey) bool { return b.IsZero() || d.s.book[a].Touched < d.s.book[b].Touched }
+	var waiting, strangers, strays crowd
 	for key, r := range d.s.book {
-		if key == newcomer || !r.stranger() {
-			continue
-		}
-		all++
-		if older(key, oldest) {
-			oldest = key
-		}
-		if r.In != nil {
-			waiting++
-			if older(key, oldestWaiting) {
-				oldestWaiting = key
+		switch {
+		case key == newcomer || !r.stranger():
+		case r.stray():
+			strays.add(key, r)
+		default:
+			if strangers.add(key, r); r.In != nil {
+				waiting.add(key, r)
 			}
 		}
 	}
-	if all >= d.s.limits.strangers {
-		d.rel[oldest] = nil
+	for _, c := range []struct {
+		crowd
+		most int
+	}{{strangers, d.s.limits.strangers}, {waiting, d.s.limits.pending}, {strays, d.s.limits.pending}} {
+		if c.n >= c.most {
+			d.rel[c.oldest] = nil
+		}
 	}
-	if waiting >= d.s.limits.pending {
-		d.rel[oldestWaiting] = nil
+}
+
+// A crowd counts relations and knows which was not heard for the longest time.
+type crowd struct {
+	n      int
+	oldest crypto.PublicKey
+	heard  int64
+}
+
+func (c *crowd) add(key crypto.PublicKey, r *relation) {
+	if c.n++; c.n == 1 || r.Touched < c.heard {
+		c.oldest, c.heard = key, r.Touched
 	}
 }
 
@@ -348,12 +358,14 @@ func (s *Store) granterName(m *message, r *relation, o *outgoing) string {
 	return s.fallbackName(m.Issuer)
 }
 
+// receiveRevoke also remembers the word of a stranger: what it takes back may come later.
 func (d *draft) receiveRevoke(r *relation, m *message) Event {
-	switch {
-	case d.s.book[m.Issuer] == nil:
-		return Event{Err: ErrNotFound}
-	case m.Serial <= r.Cut:
+	if m.Serial <= r.Cut {
 		return Event{Kind: Duplicate}
+	}
+	if r.Stray = r.stranger(); r.Stray {
+		r.Touched = d.s.now().UnixMilli()
+		d.limitStrangers(m.Issuer)
 	}
 	ev := Event{Kind: Revoked, Name: r.Name}
 	r.High = max(r.High, m.Serial)

@@ -22,6 +22,7 @@ type relation struct {
 	Seen    []raw32     `json:"seen,omitempty"` // the latest requests that were processed
 	Blocked bool        `json:"blocked,omitempty"`
 	Touched int64       `json:"touched,omitempty"` // when a stranger was last heard, unix milliseconds
+	Stray   bool        `json:"stray,omitempty"`   // Cut is only what a stranger took back
 	Pair    *pair       `json:"pair,omitempty"`
 	In      *incoming   `json:"in,omitempty"`
 	Out     []*outgoing `json:"out,omitempty"`  // oldest first
@@ -30,7 +31,7 @@ type relation struct {
 
 // A pair is trust in force: two slots of secrets and what each side lets the other reach.
 type pair struct {
-	Current *slotRecord `json:"current,omitempty"` // confirmed, or what the peer was known to hold
+	Current *slotRecord `json:"current,omitempty"` // confirmed, or what the peer is likely to hold
 	Next    *slotRecord `json:"next,omitempty"`    // the newest, not confirmed yet
 	Mine    terms       `json:"mine"`              // what the peer may reach here
 	Theirs  terms       `json:"theirs"`            // what we may reach there
@@ -60,6 +61,7 @@ type slotRecord struct {
 	Grant     uint64 `json:"grant"`
 	Mine      terms  `json:"mine"` // what the two statements said
 	Theirs    terms  `json:"theirs"`
+	Proven    bool   `json:"proven,omitempty"` // data was opened under it, so the peer holds it
 }
 
 // incoming is a request that waits for approve.
@@ -214,11 +216,14 @@ func (r *relation) clone() *relation {
 // stranger reports whether nothing would be lost with the relation but the
 // memory of a request that nobody granted.
 func (r *relation) stranger() bool {
-	return r.Pair == nil && len(r.Out) == 0 && r.Cut == 0 && !r.Blocked
+	return r.Pair == nil && len(r.Out) == 0 && (r.Cut == 0 || r.Stray) && !r.Blocked
 }
 
+// stray reports whether only what a stranger took back would be lost.
+func (r *relation) stray() bool { return r.stranger() && r.Stray && r.In == nil }
+
 func (r *relation) empty() bool {
-	return r.stranger() && r.In == nil && r.High == 0 && r.Last == 0
+	return r.stranger() && r.In == nil && r.High == 0 && r.Last == 0 && r.Cut == 0
 }
 
 // asked is our newest request that still wants an answer.
@@ -319,27 +324,29 @@ func (p *pair) has(id raw32) bool {
 	return p != nil && (p.Current != nil && p.Current.ID == id || p.Next != nil && p.Next.ID == id)
 }
 
-// insert places a new slot. The two sides learn of slots in any order, so the
-// order of grants decides: the newest grant is next. Of the others the one that
-// the request named stays, since both sides are known to hold it, or one that
-// the peer granted, since the peer holds that for certain.
+// insert places a new slot and reports whether it was taken. The two sides learn of slots
+// in any order, so the order of grants decides: the newest grant is next. Of the others
+// the newest one stays that the peer is known to hold: the request named it, the peer
+// granted it, or data came under it. A grant of ours alone shows nothing: the request may
+// have been void.
 func (p *pair) insert(s *slotRecord, parent raw32) bool {
-	newest := p.newest()
-	switch {
-	case newest == nil:
-		p.Next = s
-	case newest.Grant > s.Grant || newest.Grant == s.Grant && string(newest.ID[:]) > string(s.ID[:]):
-		if p.Current != nil {
-			return false
-		}
-		p.Current = s
-	default:
-		if p.Current == nil || p.Next != nil && (p.Next.ID == parent || p.Next.Initiator) {
-			p.Current = newest
-		}
-		p.Next = s
+	newest, other := s, p.newest()
+	if other != nil && (other.Grant > s.Grant || other.Grant == s.Grant && string(other.ID[:]) > string(s.ID[:])) {
+		newest, other = other, s
 	}
-	return true
+	if p.Next == nil { // one slot, or none
+		if newest != s && newest.Proven {
+			return false // it is final
+		}
+		p.Current, p.Next = other, newest
+		return true
+	}
+	held := func(s *slotRecord) bool { return s.ID == parent || s.Initiator || s.Proven }
+	if p.Current == nil || held(other) && (!held(p.Current) || other.Grant > p.Current.Grant) {
+		p.Current = other
+	}
+	p.Next = newest
+	return p.has(s.ID)
 }
 
 // over reports whether trust has ended: exactly by our own word, and with grace

@@ -134,9 +134,8 @@ func TestRefusedMail(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, ev, err)
 		}
 	}
-	// Revocations and grants that nobody asked for.
+	// Grants that nobody asked for.
 	for _, st := range []Statement{
-		{Kind: KindRevoke, Serial: 5},
 		{Kind: KindGrant, Serial: 5, Offer: DefaultAsk},
 		{Kind: KindGrant, Serial: 5, Offer: DefaultAsk, Parent: [32]byte{1}, Random: [32]byte{1}, Tunnel: testDH("x").Public(), Card: signCard(t, alice.key, alice.card())},
 	} {

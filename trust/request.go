@@ -156,7 +156,8 @@ func (d *draft) request(key crypto.PublicKey, r *relation, o RequestOptions) (Pe
 	if r.Pair != nil {
 		st.Parent = r.Pair.newest().ID
 	}
-	st.Expires = timeOf(s.expiry(o.TTL))
+	expires := s.expiry(o.TTL)
+	st.Expires = timeOf(expires)
 	st.Ask, st.Offer, st.Invite = o.Ask, o.Offer, o.Invite
 	st.Name, st.Reason, st.Card = s.cfg.Name, o.Reason, s.cfg.Card()
 	signed, err := st.Sign(s.cfg.Key)
@@ -164,13 +165,13 @@ func (d *draft) request(key crypto.PublicKey, r *relation, o RequestOptions) (Pe
 		return Pending{}, fmt.Errorf("trust: request: %w", err)
 	}
 	out := &outgoing{
-		ID: statementID(signed), Random: st.Random, Static: raw32(static), Serial: st.Serial, Expires: s.expiry(o.TTL), Parent: st.Parent,
+		ID: statementID(signed), Random: st.Random, Static: raw32(static), Serial: st.Serial, Expires: expires, Parent: st.Parent,
 		TTL: int64(o.TTL), Ask: o.Ask, Offer: o.Offer, As: o.As, Reason: o.Reason, Invite: o.Invite, Signed: signed, Sent: s.now().UnixMilli(),
 	}
 	if r.Out = append(r.Out, out); len(r.Out) > maxOut {
 		r.Out = slices.Delete(r.Out, 0, len(r.Out)-maxOut)
 	}
-	r.Last = st.Serial
+	r.Last, r.Stray = st.Serial, false
 	return r.outgoing(key, out), d.post(key, r.Card, mailRequest, signed, st.Serial, st.Serial)
 }
 
@@ -216,7 +217,7 @@ func (d *draft) grant(key crypto.PublicKey, r *relation, in *incoming, ports Sco
 		p.Theirs = later(p.Theirs, *r.Held)
 	}
 	p.Reason, p.Answer = in.Reason, in.ID
-	r.Last, r.In, r.Held, r.Name = st.Serial, nil, nil, name
+	r.Last, r.In, r.Held, r.Name, r.Stray = st.Serial, nil, nil, name, false
 	d.finish(key, r, 0)
 	d.answer[key] = signed
 	d.witness(in.Serial, last)
