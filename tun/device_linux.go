@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -37,6 +38,7 @@ type kernelDevice struct {
 	log     *slog.Logger
 	file    *os.File
 	raw     syscall.RawConn
+	closed  atomic.Bool
 	probe   *probeRoute // nil: none was asked for
 	fence   *fence      // nil: the kernel has none
 
@@ -182,6 +184,7 @@ func (d *kernelDevice) Close() error {
 		d.probe.close()
 	}
 	d.unfence.Do(d.fence.close)
+	d.closed.Store(true)
 	if err := d.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("tun: close %s: %w", d.name, err)
 	}
@@ -193,14 +196,20 @@ func (d *kernelDevice) Read(p []Packet) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if err := d.raw.Read(d.readable); err != nil {
-		return 0, os.ErrClosed // the only thing that fails without our own call
+	if err := d.raw.Read(d.readable); d.closed.Load() {
+		return 0, os.ErrClosed
+	} else if err != nil { // without our own call: the poller has heard of it first
+		return 0, d.gone(err)
 	}
 	d.readInto = nil
 	if d.readCount > 0 {
 		return d.readCount, nil
 	}
 	return 0, d.readErr
+}
+
+func (d *kernelDevice) gone(err error) error {
+	return fmt.Errorf("tun: read %s: the interface is gone or broken: %w", d.name, err)
 }
 
 // readBatch fills readInto. False means that there is nothing to read yet.
@@ -223,7 +232,7 @@ func (d *kernelDevice) readBatch(fd uintptr) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno != 0:
-			d.readErr = fmt.Errorf("tun: read %s: the interface is gone or broken: %w", d.name, errno)
+			d.readErr = d.gone(errno)
 			return true
 		case int(n) <= vnet:
 			continue
