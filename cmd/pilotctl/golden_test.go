@@ -6,12 +6,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,9 +69,16 @@ func newDesk(t *testing.T) *desk {
 
 // call runs pilotctl and returns what it printed and its exit status.
 func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, stderr string, status int) {
-	var out, errs bytes.Buffer
+	var out bytes.Buffer
+	stderr, status = d.callTo(ctx, &out, stdin, args...)
+	return d.hide(out.String()), stderr, status
+}
+
+// callTo is call with a place for what is printed.
+func (d *desk) callTo(ctx context.Context, out io.Writer, stdin string, args ...string) (stderr string, status int) {
+	var errs bytes.Buffer
 	p := &program{
-		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, getenv: func(name string) string { return d.environment[name] },
+		stdin: strings.NewReader(stdin), stdout: out, stderr: &errs, getenv: func(name string) string { return d.environment[name] },
 		now:     func() time.Time { return apitest.Start().Add(10 * time.Minute) },
 		newNode: func(overlay.Config) (node, error) { return nil, errors.New("no node in this test") },
 		lookup:  fakeLookup,
@@ -77,9 +86,10 @@ func (d *desk) call(ctx context.Context, stdin string, args ...string) (stdout, 
 		dial:    d.dial,
 	}
 	status = p.run(ctx, append([]string{"pilotctl", "--state-dir", d.dir}, args...))
-	hide := strings.NewReplacer(d.dir, "$STATE")
-	return hide.Replace(out.String()), hide.Replace(errs.String()), status
+	return d.hide(errs.String()), status
 }
+
+func (d *desk) hide(text string) string { return strings.ReplaceAll(text, d.dir, "$STATE") }
 
 func (d *desk) examine(_ context.Context, s subject) machineFacts {
 	m := d.machine
@@ -338,13 +348,27 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// A firstWrite is a buffer that says when it has got something.
+type firstWrite struct {
+	bytes.Buffer
+	once sync.Once
+	then func()
+}
+
+func (w *firstWrite) Write(b []byte) (int, error) {
+	defer w.once.Do(w.then)
+	return w.Buffer.Write(b)
+}
+
 func TestWatchPendingShowsEachOnce(t *testing.T) {
+	t.Parallel()
 	d := newDesk(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	stdout, _, _ := d.call(ctx, "", "pending", "--watch", "--json")
-	if strings.Count(stdout, "\n") != 1 || !strings.Contains(stdout, `"data":{"fingerprint"`) {
-		t.Errorf("%q", stdout)
+	out := &firstWrite{then: func() { time.AfterFunc(pendingInterval*3/2, cancel) }} // it has looked again
+	d.callTo(ctx, out, "", "pending", "--watch", "--json")
+	if text := out.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"data":{"fingerprint"`) {
+		t.Errorf("%q", text)
 	}
 }
 
