@@ -312,6 +312,9 @@ func (l *loop) everyMinute(now instant) {
 	l.lookAtNetwork(now)
 	l.releaseSpare(now)
 	l.syncAnswers()
+	if l.store.Trouble() != nil {
+		l.write(l.store.Retry)
+	}
 	l.alarms.set(&l.minute, now.wall.Add(time.Minute))
 }
 

@@ -70,7 +70,7 @@ var publicErrors = []struct {
 	{tun.ErrIPv6Disabled, CodeIPv6Disabled, "set the sysctl net.ipv6.conf.all.disable_ipv6 to 0", false},
 	{tun.ErrNameTaken, CodeConflict, "choose another name with --tun", false},
 	{tun.ErrRouteTaken, CodeConflict, "another agent runs in this network namespace; stop it, or start this one in its own", false},
-	{trust.ErrNotKept, CodeInternal, "mend the disk of the state directory (dmesg says more) before the agent ends, then revoke the same peer again by its fingerprint", false},
+	{trust.ErrNotKept, CodeInternal, "mend the disk of the state directory before the agent ends (dmesg says more): it tries again each minute, and status warns until it is done", false},
 	{syscall.ENOSPC, CodeQuota, "the disk of the state directory is full: make room there, and try again", true},
 	{syscall.EDQUOT, CodeQuota, "the disk quota of the agent's user is used up: make room, and try again", true},
 	{syscall.EROFS, CodeInternal, "the state directory cannot be written: dmesg may say why; mount it writable again, and try again", true},

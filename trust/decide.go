@@ -198,6 +198,30 @@ func (d *draft) revoke(key crypto.PublicKey, blocked bool) error {
 	return nil
 }
 
+// Retry writes what a full or read-only disk did not take: a revocation that is in force
+// only as long as the program runs. It ends Trouble, or returns why it lasts.
+func (s *Store) Retry() error {
+	d := s.begin()
+	defer d.end()
+	if s.owed == nil && s.trouble == nil || s.closed {
+		return nil
+	}
+	owed := newChange()
+	if s.owed != nil {
+		owed = *s.owed
+	}
+	for key, r := range owed.rel {
+		rec := s.cuts.cuts[key]
+		if r == nil || r.Cut == 0 || rec != nil && rec.serial >= r.Cut {
+			continue
+		}
+		if err := s.cuts.put(key, r.Cut, r.Blocked); err != nil {
+			return fmt.Errorf("trust: revoke %s: %w: %w", key, ErrNotKept, err)
+		}
+	}
+	return d.commit()
+}
+
 // Unblock lets requests of the key be seen again.
 func (s *Store) Unblock(key crypto.PublicKey) error {
 	d := s.begin()

@@ -23,7 +23,7 @@ func failingWork(t *testing.T, dir string, arg int) {
 	bob := crashBob(t, dir, true)
 	bob.open()
 	defer func() { bob.Close() }()
-	peers, doubts := crashParties(t), 0
+	peers, doubts, kept := crashParties(t), 0, 0
 	for i, step := range crashPlan(arg) {
 		p := peers[step.peer]
 		trusted, blocked := step.begins(bob, p)
@@ -81,6 +81,12 @@ func failingWork(t *testing.T, dir string, arg int) {
 			err = errors.New("there is nothing to take back")
 		}
 		crashtest.Heal()
+		if i%2 == 0 && errors.Is(err, ErrNotKept) && bob.broken == nil {
+			if err = bob.Retry(); err != nil || bob.Trouble() != nil {
+				t.Fatalf("step %d: the disk works again: %v, %v", i, err, bob.Trouble())
+			}
+			kept++
+		}
 		done := 2 * i
 		if err != nil {
 			done++
@@ -95,6 +101,9 @@ func failingWork(t *testing.T, dir string, arg int) {
 	}
 	if doubts == 0 {
 		t.Fatal("no sync failed at the end of a transaction")
+	}
+	if arg == 1 && kept == 0 {
+		t.Fatal("no revocation had to wait for the disk")
 	}
 }
 

@@ -278,6 +278,9 @@ func (e *examination) server(s serverFact) finding {
 	registered := known.State == "registered"
 	switch {
 	case s.udp == nil && s.lookup == nil && s.tls == nil:
+		if e.down == nil && known.State == "refused" && e.status.State == "conflict" {
+			return finding{State: broken, Says: serverText(known), Do: "pilotctl down there; or here, then pilotctl up --takeover"}
+		}
 		if e.down == nil && !registered && known.State != "" {
 			return finding{State: broken, Says: serverText(known) + ", though it answers over UDP and TLS", Do: "is its key still the one after # in --server? its owner can tell: pilotctl server key"}
 		}

@@ -110,6 +110,7 @@ func TestDoctorFindsEach(t *testing.T) {
 		}, "firewall", doubt, "programs here", "ip6tables -I OUTPUT -o pilot0"},
 		"no UDP":          {func(e *examination) { e.machine.servers[0].udp = errors.New("no answer") }, "server", doubt, "not over UDP", "UDP"},
 		"no TLS":          {func(e *examination) { e.machine.servers[0].tls = errors.New("refused") }, "server", doubt, "not over TLS", "TCP"},
+		"other instance":  {func(e *examination) { e.status.State, e.status.Servers[0].State = "conflict", "refused" }, "server", broken, "refused", "--takeover"},
 		"wrong key":       {func(e *examination) { e.status.Servers[0].State = "refused" }, "server", broken, "refused", "server key"},
 		"no server":       {func(e *examination) { e.machine.servers, e.status.Servers = nil, nil }, "server", doubt, "none is configured", "--server"},
 		"resolver mute":   {func(e *examination) { e.names.resolver = errors.New("no answer") }, "names", broken, "no answer", "namespace"},

@@ -268,6 +268,9 @@ func TestHostileRevoke(t *testing.T) {
 		if e := new(overlay.Error); !errors.As(err, &e) || !strings.Contains(e.Error(), "in force") {
 			t.Errorf("the user is told %v", err)
 		}
+		if w := strings.Join(bob.status(t).Warnings, "\n"); !strings.Contains(w, "lost with a restart") {
+			t.Errorf("status warns of %q", w)
+		}
 		shut(t, flow, returned)
 		if slices.ContainsFunc(bob.status(t).Peers, func(p overlay.Peer) bool { return p.Name == "alice" }) {
 			t.Error("alice is a peer")

@@ -78,7 +78,14 @@ func (c *Client) do(ctx context.Context, method, path string, header http.Header
 	e := new(services.Error)
 	if json.Unmarshal(text, e) != nil || e.Code == "" {
 		first, _, _ := strings.Cut(string(text), "\n")
-		e = &services.Error{Code: codeOf(answer.StatusCode), Message: strings.TrimSpace(fmt.Sprintf("the peer answered %s %.200q", answer.Status, first))}
+		e = &services.Error{Code: codeOf(answer.StatusCode), Message: "the peer answered " + answer.Status}
+		switch {
+		case answer.StatusCode == http.StatusInsufficientStorage: // to a HEAD, which has no words
+			e.Message = "the peer has no room: its disk is full, or its quota for us"
+			e.Hint = "ask its owner to make room, then send it again"
+		case first != "":
+			e.Message = fmt.Sprintf("%s %.200q", e.Message, first)
+		}
 		e.Retryable = answer.StatusCode >= 500 || answer.StatusCode == http.StatusLocked || answer.StatusCode == http.StatusRequestTimeout
 	}
 	e.Status = answer.StatusCode

@@ -159,6 +159,10 @@ func (t *Tasks) start(peer services.Peer, m *a2a.Message) (*run, error) {
 		t.leave(r)
 		t.running.Done()
 		cancel(nil)
+		if fault := services.DiskFault(err, "of the agent"); fault != nil {
+			t.logger.Error("a task cannot be kept", "peer", peer.Name, "err", err)
+			err = a2a.NewError(a2a.ErrServerError, fault.Message)
+		}
 		return nil, err
 	}
 	go func() {
