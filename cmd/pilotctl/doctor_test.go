@@ -110,7 +110,6 @@ func TestDoctorFindsEach(t *testing.T) {
 		}, "firewall", doubt, "programs here", "ip6tables -I OUTPUT -o pilot0"},
 		"no UDP":          {func(e *examination) { e.machine.servers[0].udp = errors.New("no answer") }, "server", doubt, "not over UDP", "UDP"},
 		"no TLS":          {func(e *examination) { e.machine.servers[0].tls = errors.New("refused") }, "server", doubt, "not over TLS", "TCP"},
-		"other instance":  {func(e *examination) { e.status.State, e.status.Servers[0].State = "conflict", "refused" }, "server", broken, "refused", "--takeover"},
 		"wrong key":       {func(e *examination) { e.status.Servers[0].State = "refused" }, "server", broken, "refused", "server key"},
 		"no server":       {func(e *examination) { e.machine.servers, e.status.Servers = nil, nil }, "server", doubt, "none is configured", "--server"},
 		"resolver mute":   {func(e *examination) { e.names.resolver = errors.New("no answer") }, "names", broken, "no answer", "namespace"},
@@ -250,5 +249,23 @@ func TestServerClock(t *testing.T) {
 	s.Close()
 	if f := examineServer(t.Context(), server, subject{now: time.Now}); f.tls == nil {
 		t.Errorf("%+v", f)
+	}
+}
+
+// Where another machine has the identity, nothing is said about the server's key.
+func TestDoctorOtherInstance(t *testing.T) {
+	e := examination{now: apitest.Start(), at: places{state: "/s"}, status: apitest.New().Me, machine: soundMachine()}
+	e.status.Version, e.status.State, e.status.Servers[0].State = release, "conflict", "refused"
+	n := 0
+	for _, f := range e.judge().Findings {
+		if f.State != fine {
+			n++
+			if !strings.Contains(f.Do, "--takeover") {
+				t.Errorf("%+v", f)
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d findings: the daemon's and the server's", n)
 	}
 }
