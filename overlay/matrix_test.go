@@ -23,13 +23,13 @@ func TestLongEveryKindOfNAT(t *testing.T) {
 				want = "relay"
 			}
 			t.Run(a.String()+"-"+b.String(), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { meet(t, a, b, want) })
+				synctest.Test(t, func(t *testing.T) { meet(t, a, b, want, hard(a) != hard(b)) })
 			})
 		}
 	}
 }
 
-func meet(t *testing.T, a, b natlab.Kind, want string) {
+func meet(t *testing.T, a, b natlab.Kind, want string, search bool) {
 	w := newWorldWith(t, true)
 	defer w.close()
 	alice, bob := w.agent("alice", a), w.agent("bob", b)
@@ -48,6 +48,9 @@ func meet(t *testing.T, a, b natlab.Kind, want string) {
 	}()
 	if r := stream(alice, bob, 2000, 5*time.Millisecond); r.lost != 0 || r.twice != 0 {
 		t.Errorf("%+v", r)
+	}
+	if search {
+		untilMet(t, alice, bob)
 	}
 	for _, v := range []struct {
 		at *agent

@@ -28,6 +28,39 @@ func known(t *testing.T, a, b *agent) {
 	})
 }
 
+// direct reports whether two agents see each other directly.
+func direct(a, b *agent) bool {
+	return a.peer(b.cfg.Name).Path == "direct" && b.peer(a.cfg.Name).Path == "direct"
+}
+
+// untilMet sends from a to b until they see each other directly. A search of the ports
+// of a hard NAT is a matter of chance: it ends within six seconds and finds nothing once
+// in 3,000 times, and the next one begins after 22 seconds.
+func untilMet(t *testing.T, a, b *agent) {
+	t.Helper()
+	eventually(t, "a direct path", func() bool {
+		a.send(b, 0, 64)
+		return direct(a, b)
+	})
+	for {
+		if _, err := b.receive(time.Second); err != nil {
+			return
+		}
+	}
+}
+
+// withLuck runs what needs a search to find something in bubbles of its own, until f
+// says that one did.
+func withLuck(t *testing.T, f func(t *testing.T) bool) {
+	t.Helper()
+	for met, tries := false, 0; !met; tries++ {
+		if tries == 3 {
+			t.Fatal("three searches found nothing")
+		}
+		synctest.Test(t, func(t *testing.T) { met = f(t) })
+	}
+}
+
 // A search for a path through a hard NAT leaves the socket that won, and none
 // after the peer is gone.
 func TestPoolCloses(t *testing.T) {
@@ -50,10 +83,12 @@ func TestPoolCloses(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 		<-done
-		if p := alice.peer("bob"); p.Path != "direct" {
-			t.Errorf("path %s: %s", p.Path, p.WhyNot)
+		untilMet(t, alice, bob)
+		least := 1
+		if endpoint(t, alice).Socket == 0 { // chance: bob has hit what the router keeps for the main one
+			least = 0
 		}
-		if n := alice.opened(); most != 256 || n < 1 || n > 2 || bob.opened() != 0 {
+		if n := alice.opened(); most != 256 || n < least || n > 2 || bob.opened() != 0 {
 			t.Errorf("at most %d sockets, then %d; the other side has %d", most, n, bob.opened())
 		}
 		if err := alice.Revoke(context.Background(), "bob"); err != nil {
@@ -107,7 +142,7 @@ func untilDirect(t *testing.T, a, b *agent, d time.Duration) (time.Duration, boo
 	took, ok := d, false
 	for time.Since(start) < d && !ok {
 		pass(10 * time.Millisecond)
-		if a.peer("bob").Path == "direct" && b.peer("alice").Path == "direct" {
+		if direct(a, b) {
 			took, ok = time.Since(start), true
 		}
 	}
