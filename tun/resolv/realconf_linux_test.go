@@ -184,7 +184,7 @@ func checkNames(t *testing.T, agent bool) {
 	for key, answer := range want {
 		begin := time.Now()
 		got := getent(t, "hosts", key)
-		if took := time.Since(begin); got != answer || took > 2*time.Second {
+		if took := time.Since(begin); got != answer || took > 4*time.Second { // a question that nobody answers takes 5 s
 			t.Errorf("agent %v: %s is %q after %v, want %q at once", agent, key, got, took, answer)
 		}
 	}

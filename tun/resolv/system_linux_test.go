@@ -165,7 +165,7 @@ func TestRealResolved(t *testing.T) {
 		t.Errorf("Go finds bob at %v, %v", list, err)
 	}
 	begin := time.Now()
-	if got := getent(t, "ahostsv4", "bob.pilot.internal"); got != "" || time.Since(begin) > time.Second {
+	if got := getent(t, "ahostsv4", "bob.pilot.internal"); got != "" || time.Since(begin) > 4*time.Second { // a question that nobody answers takes 5 s
 		t.Errorf("bob by IPv4 is %q after %v", got, time.Since(begin))
 	}
 	if got := getent(t, "hosts", "mallory.pilot.internal"); got != "" {
