@@ -350,10 +350,10 @@ exit 3`)
 	}
 }
 
-// testRunKilled: when run is killed the program ends too, and the next one finds
-// nothing in its way.
+// testRunKilled: when run is killed the program ends too, with all that it has started,
+// and the next one finds nothing in its way.
 func testRunKilled(t *testing.T, a *agent) {
-	cmd := a.asNobody(t.Context(), "pilotctl", "run", "--wait", "0s", "--", "sh", "-c", `trap '' TERM; echo ready; exec sleep 1000`)
+	cmd := a.asNobody(t.Context(), "pilotctl", "run", "--wait", "0s", "--", "sh", "-c", `sleep 1000 & (setsid sleep 1000 &); trap '' TERM; (setsid sleep 1000 &); echo ready; exec sleep 1000`)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -368,7 +368,7 @@ func testRunKilled(t *testing.T, a *agent) {
 	if err := syscall.Kill(a.process(t, "run"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	// The program has the other end of the pipe.
+	// The program and its children have the other end of the pipe, and two of the four ignore SIGTERM.
 	ended := make(chan error, 1)
 	go func() { _, err := out.Read(make([]byte, 1)); ended <- err }()
 	select {

@@ -35,8 +35,11 @@
 //
 // The socket pair is the lifeline. When the program ends the keeper says how, and
 // ends when the pair is closed. When the first process dies, the keeper ends the
-// program with SIGTERM and, two seconds later, with SIGKILL. When the keeper dies,
-// the kernel kills the program. Devices and routes end with the namespaces.
+// program with SIGTERM and, two seconds later, with SIGKILL. What the program leaves
+// behind becomes the keeper's child and is ended by it in the same way, half a second
+// later, since its network ends too. When the keeper dies, the kernel kills the
+// program, and what that has started is on its own. Devices and routes end with the
+// namespaces.
 //
 // # Messages
 //

@@ -55,6 +55,9 @@ func Inside(argv []string) error {
 		return fmt.Errorf("run: only \"pilotctl run\" starts this: %w", err)
 	}
 	k := &keeper{conn: c.(*net.UnixConn), argv: argv}
+	if err := adopt(k.child); err != nil {
+		return err
+	}
 	for {
 		var r request
 		file, err := receive(k.conn, &r)
@@ -75,7 +78,17 @@ func Inside(argv []string) error {
 	return nil
 }
 
-// end ends the program when nobody waits for it any more.
+// child is the program's process ID, 0 before it runs.
+func (k *keeper) child() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.program == nil {
+		return 0
+	}
+	return k.program.Pid
+}
+
+// end ends the program when nobody waits for it any more, and what it left behind.
 func (k *keeper) end() {
 	k.mu.Lock()
 	program, ended := k.program, k.ended
@@ -83,6 +96,7 @@ func (k *keeper) end() {
 	if program == nil {
 		return
 	}
+	defer endOrphans()
 	program.Signal(unix.SIGTERM)
 	select {
 	case <-ended:
