@@ -196,7 +196,8 @@ func (r *recorder) trace(c *exec.Cmd) error {
 		signal := 0
 		switch stop := ws.StopSignal(); {
 		case stop == syscall.SIGTRAP|0x80:
-			if err := r.stopped(tid); err != nil {
+			// A thread may be killed in its stop, when another one ends the program.
+			if err := r.stopped(tid); err != nil && !errors.Is(err, syscall.ESRCH) {
 				syscall.Kill(r.pid, syscall.SIGKILL)
 				return err
 			}
