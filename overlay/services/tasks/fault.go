@@ -23,6 +23,16 @@ func asError(err error) *services.Error {
 	return services.Refuse(http.StatusInternalServerError, services.CodeInternal, "%v", err)
 }
 
+// unkept is what a peer learns of a task that could not be stored: no more than whether
+// it may help to wait.
+func unkept(err error) error {
+	message := "the agent cannot keep a task now"
+	if fault := services.DiskFault(err, "of the agent"); fault != nil {
+		message = fault.Message
+	}
+	return a2a.NewError(a2a.ErrServerError, message)
+}
+
 // remoteError makes an Error of what the A2A library returned. What the other
 // agent wrote in it is cut.
 func remoteError(ctx context.Context, err error) *services.Error {

@@ -153,16 +153,15 @@ func (t *Tasks) start(peer services.Peer, m *a2a.Message) (*run, error) {
 	in, err := h.input(peer, m)
 	if err == nil {
 		task.Status = status(task, a2a.TaskStateWorking, now, "")
-		err = t.book.put(r.record())
+		if err = t.book.put(r.record()); err != nil {
+			t.logger.Error("a task cannot be kept", "peer", peer.Name, "err", err)
+			err = unkept(err)
+		}
 	}
 	if err != nil {
 		t.leave(r)
 		t.running.Done()
 		cancel(nil)
-		if fault := services.DiskFault(err, "of the agent"); fault != nil {
-			t.logger.Error("a task cannot be kept", "peer", peer.Name, "err", err)
-			err = a2a.NewError(a2a.ErrServerError, fault.Message)
-		}
 		return nil, err
 	}
 	go func() {

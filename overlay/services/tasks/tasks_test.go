@@ -269,6 +269,20 @@ func TestTooManyTasks(t *testing.T) {
 	}
 }
 
+func TestTaskThatCannotBeKept(t *testing.T) {
+	r := newRig(t, "alice")
+	r.handler(`cat`)
+	c := r.client("alice")
+	if err := r.tasks().book.close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.Send(t.Context(), Sending{Text: "x"})
+	bad := new(services.Error)
+	if !errors.As(err, &bad) || !bad.Retryable || !strings.Contains(bad.Message, "the agent cannot keep a task now") || strings.Contains(bad.Message, "tasks:") {
+		t.Errorf("%#v", err)
+	}
+}
+
 func TestInterruptedTasksAreMarked(t *testing.T) {
 	dir := t.TempDir()
 	ts, err := New(Config{Dir: dir})
