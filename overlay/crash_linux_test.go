@@ -100,5 +100,5 @@ func TestHostilePowerFailure(t *testing.T) {
 		return nil
 	}
 	work := func(dir string, _ int) error { crashWork(t, filepath.Join(dir, "agent")); return nil }
-	crashtest.Test{Work: work, Check: check, Syncs: crashInits / 5, Changes: crashInits, Seeds: 30, Hostile: 2_000}.Run(t)
+	crashtest.Test{Work: work, Check: check, Syncs: crashInits / 5, Changes: crashInits, Seeds: 30, Hostile: 10_000}.Run(t)
 }
